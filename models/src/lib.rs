@@ -1,1 +1,8 @@
+//! Decoder-only language models as Burn modules.
 
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod progress;
+
+pub use error::{Error, Hint, Result};

@@ -1,0 +1,80 @@
+//! The self-describing record of one evaluation. Reports read only these files.
+
+use serde::{Deserialize, Serialize};
+
+/// One evaluation of one model on one corpus.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EvalResult {
+    /// Version of this layout.
+    pub schema: u32,
+    /// Cinder's version.
+    pub tool_version: String,
+    pub model: ModelIdentity,
+    pub corpus: CorpusIdentity,
+    pub perplexity: Perplexity,
+    /// Where it ran, such as `cpu (2 threads)`.
+    pub device: String,
+    /// Type the weights were computed in, such as `f32`.
+    pub dtype: String,
+    /// The command line that made this, for the report's reader.
+    pub command: String,
+    /// Seconds spent evaluating, without loading.
+    pub seconds: f64,
+}
+
+/// Which model was evaluated.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelIdentity {
+    /// Short name for charts, such as `smollm2` or `low-rank 0.8`.
+    pub name: String,
+    /// Path or fetched name it was opened by.
+    pub path: String,
+    /// SHA-256 over the model's files, in name order.
+    pub sha256: String,
+    /// Precision the weights are stored in on disk, such as `Q4_1+Q8_0` or `f32`.
+    pub stored_as: String,
+    /// All parameters held in memory, tied ones once.
+    pub parameters: u64,
+    /// Scalars of the decoder projections.
+    pub decoder_projection_scalars: u64,
+    /// Kept scalars of the decoder projections over the dense model's; 1 when dense.
+    pub keep_ratio: f64,
+    /// Bytes of the model's weights in memory.
+    pub bytes: u64,
+    /// Name of the recipe that made it; none for a dense model.
+    pub recipe: Option<String>,
+}
+
+/// Which text was scored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CorpusIdentity {
+    /// Short name, such as `wiki.test.raw` or `boolq:evaluation`.
+    pub name: String,
+    /// SHA-256 of the text.
+    pub sha256: String,
+    /// Documents joined by a blank line.
+    pub documents: u64,
+    /// Tokens of the whole text.
+    pub tokens: u64,
+}
+
+/// Perplexity as compression papers report it: non-overlapping windows, `window - 1` tokens scored in each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Perplexity {
+    /// exp of the mean of the windows' mean negative log-likelihoods (nats).
+    pub perplexity: f64,
+    /// Standard error of the perplexity (delta method over window means).
+    pub stderr: f64,
+    /// Window length in tokens.
+    pub window: u64,
+    /// Tokens between the starts of two windows; equals `window` (no overlap).
+    pub stride: u64,
+    /// Indices of the scored windows.
+    pub windows: Vec<u64>,
+    /// Mean negative log-likelihood of each scored window (nats per token), in the order of `windows`.
+    pub window_nll: Vec<f64>,
+    pub tokens_scored: u64,
+    pub tokens_per_second: f64,
+    /// Tokens the tokenizer puts before a text of its own accord; empty when it adds none.
+    pub bos_ids: Vec<u32>,
+}

@@ -1,0 +1,5 @@
+//! Checkpoints in and out.
+
+mod source;
+
+pub use source::{TensorInfo, TensorSource};

@@ -1,0 +1,25 @@
+//! Lazy access to the tensors of a checkpoint, whatever file they are in.
+
+use crate::error::Result;
+
+/// What a checkpoint says of one tensor, without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Shape as Hugging Face stores it: a linear map is `[out, in]`.
+    pub shape: Vec<usize>,
+    /// The stored type in the format's own words (`F32`, `BF16`, `Q4_1`, ...).
+    pub dtype: String,
+    /// Bytes it takes on disk.
+    pub bytes: u64,
+}
+
+/// A checkpoint that is read one tensor at a time. Names are Hugging Face's
+/// (`model.layers.0.self_attn.q_proj.weight`), whatever the file calls them.
+pub trait TensorSource: Send + Sync {
+    /// Every tensor, sorted by name.
+    fn names(&self) -> Vec<String>;
+    /// Shape and stored type of one tensor.
+    fn info(&self, name: &str) -> Option<TensorInfo>;
+    /// The values of one tensor in f32, row-major. Allocates that tensor and at most its stored bytes.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
+}
