@@ -1,8 +1,16 @@
 //! Decoder-only language models as Burn modules.
 
+pub mod cache;
 pub mod checkpoint;
 pub mod config;
+pub mod decode;
+pub mod decoder;
 pub mod error;
 pub mod progress;
+pub mod projection;
+pub mod tokenizer;
 
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use decoder::{Decoder, DecoderLayer, Site};
 pub use error::{Error, Hint, Result};

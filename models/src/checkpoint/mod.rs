@@ -1,5 +1,50 @@
 //! Checkpoints in and out.
+//!
+//! Reading is lazy: a [`Checkpoint`] knows names and shapes; tensors are read one at a time while
+//! burn-store binds them to the module tree, so that loading peaks at the model plus one tensor.
 
+mod bind;
+mod export;
+pub mod gguf;
+mod hash;
+mod huggingface;
+mod manifest;
+mod names;
+mod native;
+mod open;
+mod output;
+mod safetensors_file;
 mod source;
+mod structure;
+mod verify;
+mod writer;
 
+use std::path::Path;
+
+use crate::error::Error;
+
+pub use export::export_dense;
+pub use hash::{sha256, sha256_file};
+pub use huggingface::{INDEX_FILE, SINGLE_FILE};
+pub use manifest::{
+    CalibrationRecord, FileRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, SiteRecord,
+    SourceRecord, TensorRecord,
+};
+pub use names::projection_prefix;
+pub use native::CompressedWriter;
+pub use open::{Checkpoint, Format};
+pub use output::OutputDirectory;
 pub use source::{TensorInfo, TensorSource};
+pub use structure::ProjectionInfo;
+pub use verify::{Verification, verify};
+pub use writer::{StoredDtype, write_safetensors};
+
+pub(crate) fn refuse_pickle(path: &Path) -> Error {
+    Error::Unsupported {
+        path: path.into(),
+        what: "PyTorch pickle".into(),
+        hint: "a pickle can run code when it is loaded; convert it to safetensors first, for example with \
+               transformers' `save_pretrained(..., safe_serialization=True)` in a place you trust"
+            .into(),
+    }
+}

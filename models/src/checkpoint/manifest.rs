@@ -1,0 +1,133 @@
+//! `cinder.json`: what a compressed directory says of itself.
+//!
+//! It holds nothing that differs between two runs with the same inputs, settings, seed and thread
+//! count (no dates, no timings), so that such runs give the same bytes.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// File name of the manifest.
+pub const MANIFEST_FILE: &str = "cinder.json";
+/// The layout this version writes; older ones stay readable.
+pub const MANIFEST_SCHEMA: u32 = 1;
+
+/// The record of how a compressed model came to be, and of every byte in it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    pub schema: u32,
+    pub tool_version: String,
+    /// The recipe with every default and override filled in.
+    pub recipe: serde_json::Value,
+    pub source: SourceRecord,
+    pub calibration: CalibrationRecord,
+    pub threads: usize,
+    /// Type the tensors are stored in.
+    pub dtype: String,
+    /// Scalars of the decoder projections before and after; biases not counted.
+    pub projection_scalars_before: u64,
+    pub projection_scalars_after: u64,
+    /// `after / before`.
+    pub keep_ratio: f64,
+    /// Bytes of all tensors at `dtype`, before and after.
+    pub bytes_before: u64,
+    pub bytes_after: u64,
+    /// Times a numerical fallback was taken; the sites say which.
+    pub fallbacks: usize,
+    pub sites: Vec<SiteRecord>,
+    pub files: Vec<FileRecord>,
+    pub tensors: Vec<TensorRecord>,
+}
+
+/// The model that was compressed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// File or directory name, without its folder.
+    pub name: String,
+    /// SHA-256 over the model's files.
+    pub sha256: String,
+    /// Stored types on disk, such as `Q4_1+Q8_0+F32`.
+    pub stored_as: String,
+    /// Bytes of its weights on disk.
+    pub bytes_on_disk: u64,
+}
+
+/// The text the statistics were collected on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CalibrationRecord {
+    pub corpus: String,
+    pub corpus_sha256: String,
+    /// SHA-256 of the chosen windows' token ids, little-endian u32.
+    pub tokens_sha256: String,
+    /// Windows of `window` tokens each.
+    pub windows: usize,
+    pub window: usize,
+    pub seed: u64,
+    /// Indices of the chosen windows among the corpus' non-overlapping ones.
+    pub window_indices: Vec<usize>,
+}
+
+/// What a pass did to one projection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SiteRecord {
+    pub layer: usize,
+    pub site: String,
+    pub projection: String,
+    pub kind: String,
+    /// `[out, in]`.
+    pub shape: [usize; 2],
+    pub rank: Option<usize>,
+    /// Stored scalars after / before.
+    pub keep_ratio: f64,
+    /// Relative error of the output on the calibration inputs, `‖(W - BA)X‖_F / ‖W X‖_F`.
+    pub error: f64,
+    /// Condition number of the whitening factor, from its diagonal.
+    pub condition: f64,
+    /// What had to be done differently for numerical reasons, if anything.
+    pub fallback: Option<String>,
+}
+
+/// One file of the directory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FileRecord {
+    pub name: String,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// One stored tensor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TensorRecord {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: String,
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Reads the manifest of `directory`; `None` when it has none.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it is not valid, [`Error::Unsupported`] when a newer Cinder wrote it.
+    pub fn read(directory: &Path) -> Result<Option<Self>> {
+        let path = directory.join(MANIFEST_FILE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let manifest: Manifest =
+            serde_json::from_str(&fs_err::read_to_string(&path)?).map_err(|e| Error::Corrupt {
+                path: path.clone(),
+                why: format!("not a valid manifest: {e}"),
+            })?;
+        if manifest.schema > MANIFEST_SCHEMA {
+            return Err(Error::Unsupported {
+                path,
+                what: format!("manifest schema {}", manifest.schema),
+                hint: "a newer Cinder wrote it: update Cinder".into(),
+            });
+        }
+        Ok(Some(manifest))
+    }
+}

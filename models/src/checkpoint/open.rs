@@ -1,0 +1,361 @@
+//! Opening a model: Hugging Face directory, GGUF file or compressed directory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::Device;
+
+use super::bind::{ErrorSlot, Frame, bind, frame_skeleton, layer_skeleton, lazy};
+use super::gguf::GgufSource;
+use super::hash::sha256_files;
+use super::huggingface::{HuggingFaceSource, is_pickle};
+use super::manifest::{MANIFEST_FILE, Manifest};
+use super::names::{is_derived, layer_path};
+use super::source::{TensorInfo, TensorSource};
+use super::structure::{ProjectionInfo, projection_info};
+use crate::config::ModelConfig;
+use crate::decoder::{Decoder, DecoderLayer, Site};
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::tokenizer::Tokenizer;
+
+/// Names of the frame's tensors: (Hugging Face, path in [`Frame`]).
+const FRAME: [(&str, &str); 3] = [
+    ("model.embed_tokens.weight", "embedding.weight"),
+    ("model.norm.weight", "norm.weight"),
+    ("lm_head.weight", "lm_head.weight"),
+];
+
+/// What kind of thing a model was opened from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    HuggingFace,
+    Gguf,
+    /// A Hugging Face directory with Cinder's manifest.
+    Compressed,
+}
+
+impl Format {
+    /// Name for tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::HuggingFace => "Hugging Face directory",
+            Format::Gguf => "GGUF file",
+            Format::Compressed => "Cinder compressed directory",
+        }
+    }
+}
+
+/// A model on disk: its configuration and the means to read its tensors one by one.
+pub struct Checkpoint {
+    path: PathBuf,
+    format: Format,
+    config: ModelConfig,
+    source: Arc<dyn TensorSource>,
+    /// Every file whose content makes the model what it is.
+    files: Vec<PathBuf>,
+    manifest: Option<Manifest>,
+    gguf: Option<Arc<GgufSource>>,
+}
+
+impl Checkpoint {
+    /// Opens a model without reading any weight.
+    ///
+    /// # Errors
+    /// [`Error::NotAModel`], [`Error::Corrupt`] or [`Error::Unsupported`], each naming the file and the reason.
+    pub fn open(path: &Path) -> Result<Self> {
+        if is_pickle(path) {
+            return Err(super::refuse_pickle(path));
+        }
+        let metadata = fs_err::metadata(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::NotAModel {
+                path: path.into(),
+                why: "there is no such file or directory".into(),
+                hint: "give a Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name such as `smollm2`".into(),
+            },
+            _ => Error::Io(e),
+        })?;
+        let checkpoint = if metadata.is_dir() {
+            Self::open_directory(path)?
+        } else {
+            Self::open_gguf(path)?
+        };
+        checkpoint.check_names()?;
+        Ok(checkpoint)
+    }
+
+    fn open_directory(path: &Path) -> Result<Self> {
+        let config_path = path.join("config.json");
+        if !config_path.is_file() {
+            return Err(Error::NotAModel {
+                path: path.into(),
+                why: "it has no `config.json`".into(),
+                hint: "give a Hugging Face directory with `config.json` and safetensors weights, or a `.gguf` file".into(),
+            });
+        }
+        let source = HuggingFaceSource::open(path)?;
+        let config = ModelConfig::from_json(&fs_err::read_to_string(&config_path)?, &config_path)?;
+        let manifest = Manifest::read(path)?;
+        let mut files = source.paths().to_vec();
+        files.push(config_path);
+        let tokenizer = path.join("tokenizer.json");
+        if tokenizer.is_file() {
+            files.push(tokenizer);
+        }
+        Ok(Checkpoint {
+            path: path.into(),
+            format: match manifest {
+                Some(_) => Format::Compressed,
+                None => Format::HuggingFace,
+            },
+            config,
+            source: Arc::new(source),
+            files,
+            manifest,
+            gguf: None,
+        })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let gguf = Arc::new(GgufSource::open(path)?);
+        Ok(Checkpoint {
+            path: path.into(),
+            format: Format::Gguf,
+            config: gguf.config().clone(),
+            source: gguf.clone(),
+            files: vec![path.into()],
+            manifest: None,
+            gguf: Some(gguf),
+        })
+    }
+
+    /// A tensor we have no place for would silently change what the model computes.
+    fn check_names(&self) -> Result<()> {
+        for name in self.source.names() {
+            let known = is_derived(&name)
+                || FRAME.iter().any(|(theirs, _)| name == *theirs)
+                || layer_of(&name).is_some_and(|(layer, rest)| {
+                    layer < self.config.layers && layer_path(rest).is_some()
+                });
+            if !known {
+                return Err(Error::Unsupported {
+                    path: self.path.clone(),
+                    what: format!(
+                        "tensor `{name}`, which has no place in a {}-layer {} decoder,",
+                        self.config.layers, self.config.family.name
+                    ),
+                    hint: "only plain decoder-only checkpoints are read".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the model is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A short name: the file's or directory's.
+    pub fn name(&self) -> String {
+        let full = self
+            .path
+            .canonicalize()
+            .unwrap_or_else(|_| self.path.clone());
+        full.file_name().map_or_else(
+            || full.display().to_string(),
+            |n| n.to_string_lossy().into_owned(),
+        )
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The manifest of a compressed directory.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The tensors, by Hugging Face names.
+    pub fn source(&self) -> &Arc<dyn TensorSource> {
+        &self.source
+    }
+
+    /// SHA-256 over the files that make the model: weights, configuration, tokenizer.
+    pub fn sha256(&self) -> Result<String> {
+        sha256_files(&self.files)
+    }
+
+    /// The model's own tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when there is none, or it can not be built.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        if let Some(gguf) = &self.gguf {
+            return Tokenizer::from_gguf(gguf.metadata(), &self.path);
+        }
+        let file = self.path.join("tokenizer.json");
+        if !file.is_file() {
+            return Err(Error::Tokenizer {
+                path: self.path.clone(),
+                why: "`tokenizer.json` is missing".into(),
+            });
+        }
+        Ok(Tokenizer::from_file(&file)?.with_eos_ids(self.eos_ids()))
+    }
+
+    /// End-of-text ids of a Hugging Face directory: `generation_config.json`, else `config.json`.
+    fn eos_ids(&self) -> Vec<u32> {
+        let generation: serde_json::Value =
+            fs_err::read_to_string(self.path.join("generation_config.json"))
+                .ok()
+                .and_then(|text| serde_json::from_str(&text).ok())
+                .unwrap_or_default();
+        let ids = match &generation["eos_token_id"] {
+            serde_json::Value::Null => self.config.source.get("eos_token_id").cloned(),
+            ids => Some(ids.clone()),
+        };
+        let id = |v: &serde_json::Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
+        match ids {
+            Some(serde_json::Value::Array(list)) => list.iter().filter_map(id).collect(),
+            Some(one) => id(&one).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Tensors that belong to the model: derived ones, and a stored copy of a tied head, are left out.
+    pub fn tensors(&self) -> Vec<(String, TensorInfo)> {
+        self.source
+            .names()
+            .into_iter()
+            .filter(|n| !is_derived(n) && !(n == "lm_head.weight" && self.config.tied_embeddings))
+            .filter_map(|n| self.source.info(&n).map(|i| (n, i)))
+            .collect()
+    }
+
+    /// All parameters, tied ones once.
+    pub fn parameters(&self) -> u64 {
+        let count = |i: &TensorInfo| i.shape.iter().product::<usize>() as u64;
+        self.tensors().iter().map(|(_, i)| count(i)).sum()
+    }
+
+    /// The stored types, the one with most bytes first, such as `Q4_1+Q8_0+F32`.
+    pub fn stored_as(&self) -> String {
+        let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
+        for (_, info) in self.tensors() {
+            *bytes.entry(info.dtype).or_default() += info.bytes;
+        }
+        let mut types: Vec<_> = bytes.into_iter().collect();
+        types.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+        let names: Vec<_> = types.into_iter().map(|(name, _)| name).collect();
+        names.join("+")
+    }
+
+    /// The stored form of every projection, layer by layer.
+    pub fn projections(&self) -> Vec<ProjectionInfo> {
+        (0..self.config.layers)
+            .flat_map(|layer| Site::ALL.into_iter().map(move |site| (layer, site)))
+            .flat_map(|(layer, site)| {
+                site.projections().iter().map(move |projection| {
+                    projection_info(&*self.source, &self.config, layer, site, projection)
+                })
+            })
+            .collect()
+    }
+
+    /// Reads the embedding, the last norm and the head.
+    pub fn load_frame(&self, device: &Device) -> Result<Frame> {
+        let slot = ErrorSlot::default();
+        let tensors = FRAME
+            .iter()
+            .filter(|(name, _)| !(*name == "lm_head.weight" && self.config.tied_embeddings))
+            .filter(|(name, _)| self.source.info(name).is_some())
+            .map(|(name, path)| lazy(&self.source, name, (*path).into(), &slot))
+            .collect();
+        bind(
+            frame_skeleton(&self.config, device),
+            tensors,
+            &slot,
+            &self.path,
+            "",
+        )
+    }
+
+    /// Reads one layer in f32.
+    pub fn load_layer(&self, layer: usize, device: &Device) -> Result<DecoderLayer> {
+        let slot = ErrorSlot::default();
+        let prefix = format!("model.layers.{layer}.");
+        let tensors = self
+            .source
+            .names()
+            .iter()
+            .filter(|name| !is_derived(name))
+            .filter_map(|name| {
+                let path = layer_path(name.strip_prefix(&prefix)?)?;
+                Some(lazy(&self.source, name, path, &slot))
+            })
+            .collect();
+        let skeleton = layer_skeleton(&*self.source, &self.config, layer, device);
+        bind(skeleton, tensors, &slot, &self.path, &prefix)
+    }
+
+    /// Reads the whole model in f32.
+    pub fn load(&self, device: &Device, progress: &dyn Progress) -> Result<Decoder> {
+        progress.start("loading", self.config.layers as u64);
+        let frame = self.load_frame(device)?;
+        let layers = (0..self.config.layers)
+            .map(|layer| {
+                let loaded = self.load_layer(layer, device)?;
+                progress.advance(1);
+                Ok(loaded)
+            })
+            .collect::<Result<_>>()?;
+        progress.finish();
+        Ok(Decoder::new(
+            &self.config,
+            frame.embedding,
+            layers,
+            frame.norm,
+            frame.lm_head,
+        ))
+    }
+
+    /// Files other than weights that an output directory carries along: `(name, content)`.
+    ///
+    /// A Hugging Face directory's own files are copied; from a GGUF file a `tokenizer.json` and its
+    /// configuration are made.
+    pub fn companions(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        if self.gguf.is_some() {
+            return self.tokenizer()?.companions(&self.config);
+        }
+        let kept = |name: &str| {
+            let text =
+                name.ends_with(".json") || name.ends_with(".txt") || name.ends_with(".jinja");
+            let ours =
+                name == "config.json" || name == MANIFEST_FILE || name.ends_with(".index.json");
+            (text && !ours) || name == "tokenizer.model"
+        };
+        let mut files = Vec::new();
+        for entry in fs_err::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if kept(&name) && entry.path().is_file() {
+                files.push((name, fs_err::read(entry.path())?));
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+/// Splits `model.layers.N.rest` into `(N, rest)`.
+fn layer_of(name: &str) -> Option<(usize, &str)> {
+    let (index, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    Some((index.parse().ok()?, rest))
+}

@@ -1,0 +1,145 @@
+//! One safetensors file: a header that is checked by the `safetensors` crate, and tensors read one at a time.
+//!
+//! The file is not memory-mapped: a file that shrinks under a running program is then an error, not a crash.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use fs_err::File;
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use super::source::TensorInfo;
+use crate::error::{Error, Result};
+
+/// Largest header the format allows.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// An open safetensors file.
+pub(crate) struct SafetensorsFile {
+    path: PathBuf,
+    file: Mutex<File>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Byte range in the file.
+    start: u64,
+    length: usize,
+}
+
+impl SafetensorsFile {
+    /// Reads and checks the header; no tensor is read.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let corrupt = |why: String| Error::Corrupt {
+            path: path.into(),
+            why,
+        };
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let mut prefix = [0; 8];
+        if size < 8 {
+            return Err(corrupt(format!(
+                "{size} bytes are too few for a safetensors header"
+            )));
+        }
+        file.read_exact(&mut prefix)?;
+        let header = u64::from_le_bytes(prefix);
+        if header > MAX_HEADER || header > size - 8 {
+            return Err(corrupt(format!(
+                "the header claims {header} bytes, but {} follow",
+                size - 8
+            )));
+        }
+        let mut json = vec![0; header as usize];
+        file.read_exact(&mut json)?;
+        let metadata: Metadata = serde_json::from_slice(&json)
+            .map_err(|e| corrupt(format!("the safetensors header is not valid: {e}")))?;
+        let data = 8 + header;
+        let expected = data + metadata.data_len() as u64;
+        if expected != size {
+            return Err(corrupt(format!(
+                "its header describes {expected} bytes, but the file has {size}"
+            )));
+        }
+        let tensors = metadata
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let (start, end) = info.data_offsets;
+                let entry = Entry {
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    start: data + start as u64,
+                    length: end - start,
+                };
+                (name, entry)
+            })
+            .collect();
+        Ok(SafetensorsFile {
+            path: path.into(),
+            file: Mutex::new(file),
+            tensors,
+        })
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
+    }
+
+    pub(crate) fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.tensors.get(name).map(|e| TensorInfo {
+            shape: e.shape.clone(),
+            dtype: format!("{:?}", e.dtype),
+            bytes: e.length as u64,
+        })
+    }
+
+    /// The stored bytes of one tensor, little-endian.
+    pub(crate) fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let entry = self.entry(name)?;
+        let mut bytes = vec![0; entry.length];
+        // A poisoned lock only means another reader failed; the handle itself is repositioned here.
+        let mut file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+        file.seek(SeekFrom::Start(entry.start))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// One tensor in f32, row-major.
+    pub(crate) fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let entry = self.entry(name)?;
+        let widen: fn(&[u8]) -> Vec<f32> = match entry.dtype {
+            Dtype::F32 => |b| chunks(b, f32::from_le_bytes),
+            Dtype::F16 => |b| chunks(b, |v| f16::from_le_bytes(v).to_f32()),
+            Dtype::BF16 => |b| chunks(b, |v| bf16::from_le_bytes(v).to_f32()),
+            other => {
+                return Err(Error::Unsupported {
+                    path: self.path.clone(),
+                    what: format!("tensor `{name}` of type {other:?}"),
+                    hint: "weights must be F32, F16 or BF16".into(),
+                });
+            }
+        };
+        Ok(widen(&self.read_bytes(name)?))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.tensors.get(name).ok_or_else(|| Error::Tensor {
+            path: self.path.clone(),
+            name: name.into(),
+            why: "is not in the file".into(),
+        })
+    }
+}
+
+fn chunks<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    let (whole, _) = bytes.as_chunks::<N>();
+    whole.iter().map(|c| convert(*c)).collect()
+}

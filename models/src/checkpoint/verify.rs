@@ -1,0 +1,123 @@
+//! `verify`: is this model whole, and is it what its manifest says?
+
+use serde::Serialize;
+
+use super::hash::sha256_file;
+use super::manifest::Manifest;
+use super::open::Checkpoint;
+use crate::error::Result;
+use crate::progress::Progress;
+
+/// What a check found.
+#[derive(Debug, Serialize)]
+pub struct Verification {
+    pub ok: bool,
+    /// One line each; empty when all is well.
+    pub problems: Vec<String>,
+    /// Tensors whose values were read.
+    pub tensors: usize,
+    /// Files whose hash was compared with the manifest's.
+    pub files: usize,
+}
+
+/// Reads every tensor and checks shapes and finiteness; for a compressed directory also every hash
+/// and every count of the manifest.
+///
+/// # Errors
+/// Only those of reading; what is wrong with the content is listed in the result.
+pub fn verify(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<Verification> {
+    let tensors = checkpoint.tensors();
+    let mut problems = Vec::new();
+    let mut files = 0;
+    if let Some(manifest) = checkpoint.manifest() {
+        files = manifest.files.len();
+        check_files(checkpoint, manifest, &mut problems)?;
+        check_records(checkpoint, manifest, &mut problems);
+    }
+    check_shapes(checkpoint, &mut problems);
+    progress.start("checking tensors", tensors.len() as u64);
+    for (name, _) in &tensors {
+        match checkpoint.source().read_f32(name) {
+            Ok(values) => {
+                let wrong = values.iter().filter(|v| !v.is_finite()).count();
+                if wrong > 0 {
+                    problems.push(format!("`{name}` has {wrong} values that are not finite"));
+                }
+            }
+            Err(error) => problems.push(error.to_string()),
+        }
+        progress.advance(1);
+    }
+    progress.finish();
+    Ok(Verification {
+        ok: problems.is_empty(),
+        problems,
+        tensors: tensors.len(),
+        files,
+    })
+}
+
+fn check_files(
+    checkpoint: &Checkpoint,
+    manifest: &Manifest,
+    problems: &mut Vec<String>,
+) -> Result<()> {
+    for record in &manifest.files {
+        let path = checkpoint.path().join(&record.name);
+        if !path.is_file() {
+            problems.push(format!("`{}` is missing", record.name));
+        } else if sha256_file(&path)? != record.sha256 {
+            problems.push(format!(
+                "`{}` has another SHA-256 than the manifest says",
+                record.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_records(checkpoint: &Checkpoint, manifest: &Manifest, problems: &mut Vec<String>) {
+    let present = checkpoint.tensors();
+    for record in &manifest.tensors {
+        match present.iter().find(|(name, _)| *name == record.name) {
+            None => problems.push(format!("tensor `{}` is missing", record.name)),
+            Some((_, info)) if info.shape != record.shape => problems.push(format!(
+                "tensor `{}` has shape {:?}; the manifest says {:?}",
+                record.name, info.shape, record.shape
+            )),
+            Some(_) => {}
+        }
+    }
+    let scalars: u64 = checkpoint.projections().iter().map(|p| p.scalars).sum();
+    if scalars != manifest.projection_scalars_after {
+        problems.push(format!(
+            "the projections hold {scalars} scalars; the manifest says {}",
+            manifest.projection_scalars_after
+        ));
+    }
+}
+
+/// Weights of the projections against the configuration; everything else is checked when it is loaded.
+fn check_shapes(checkpoint: &Checkpoint, problems: &mut Vec<String>) {
+    for p in checkpoint.projections() {
+        let prefix = super::names::projection_prefix(p.layer, p.projection);
+        let expected = match p.rank {
+            None => vec![("weight", vec![p.out, p.input])],
+            Some(rank) => vec![
+                ("basis.weight", vec![rank, p.input]),
+                ("expansion.weight", vec![p.out, rank]),
+            ],
+        };
+        for (leaf, shape) in expected {
+            let name = format!("{prefix}.{leaf}");
+            match checkpoint.source().info(&name) {
+                None => problems.push(format!("tensor `{name}` is missing")),
+                Some(info) if info.shape != shape => problems.push(format!(
+                    "tensor `{name}` has shape {:?}; the configuration asks for {shape:?}",
+                    info.shape
+                )),
+                Some(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Text generation: sampling, one token after another.
+
+mod autoregressive;
+mod sampling;
+
+pub use autoregressive::{Generation, generate};
+pub use sampling::{Sampler, SamplingSettings};

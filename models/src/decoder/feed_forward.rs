@@ -1,0 +1,32 @@
+//! The gated feed-forward (SwiGLU; Shazeer 2020, arXiv 2002.05202).
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+
+use super::{Observer, Site};
+use crate::projection::{Projection, ProjectionGroup};
+
+/// `down(silu(gate x) * up x)`.
+#[derive(Module, Debug)]
+pub struct FeedForward {
+    /// Gate and up.
+    pub gate_up: ProjectionGroup,
+    pub down: Projection,
+}
+
+impl FeedForward {
+    /// `[batch, tokens, hidden]` to the same.
+    pub fn forward(&self, input: Tensor<3>, observe: Observer) -> Tensor<3> {
+        let [batch, tokens, hidden] = input.dims();
+        let flat = input.reshape([batch * tokens, hidden]);
+        observe(Site::GateUp, &flat);
+        let mut gate_up = self.gate_up.forward(flat).into_iter();
+        let mut next = || gate_up.next().expect("the gate_up site has two members");
+        let neurons = silu(next()) * next();
+        observe(Site::Down, &neurons);
+        self.down
+            .forward(neurons)
+            .reshape([batch as i32, tokens as i32, -1])
+    }
+}

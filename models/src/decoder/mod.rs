@@ -1,0 +1,194 @@
+//! The decoder: one module tree for every family.
+
+mod attention;
+mod feed_forward;
+mod layer;
+mod rope;
+
+use burn::module::{Module, Param};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, RmsNorm, RmsNormConfig};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::cache::KvCache;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::projection::linear_forward;
+
+pub use attention::Attention;
+pub use feed_forward::FeedForward;
+pub use layer::DecoderLayer;
+pub use rope::{Rotary, RotaryTable};
+
+/// A place of the decoder where one or more projections read the same input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Site {
+    /// Query, key and value; their input is the normalised residual stream.
+    Qkv,
+    /// The attention output projection; its input is the heads' concatenated values.
+    O,
+    /// Gate and up; their input is the normalised residual stream.
+    GateUp,
+    /// Down; its input is `silu(gate) * up`.
+    Down,
+}
+
+impl Site {
+    /// Every site of a layer, in the order data flows.
+    pub const ALL: [Site; 4] = [Site::Qkv, Site::O, Site::GateUp, Site::Down];
+
+    /// Name used in manifests, tables and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Site::Qkv => "qkv",
+            Site::O => "o",
+            Site::GateUp => "gate_up",
+            Site::Down => "down",
+        }
+    }
+
+    /// Names of the projections at this site, in the order of the group's members.
+    pub fn projections(self) -> &'static [&'static str] {
+        match self {
+            Site::Qkv => &["q", "k", "v"],
+            Site::O => &["o"],
+            Site::GateUp => &["gate", "up"],
+            Site::Down => &["down"],
+        }
+    }
+}
+
+/// Sees the input of each site, `[tokens, in]`, as the forward pass reaches it.
+pub type Observer<'a> = &'a mut dyn FnMut(Site, &Tensor<2>);
+
+/// A decoder-only language model.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    pub embedding: Embedding,
+    pub layers: Vec<DecoderLayer>,
+    pub norm: RmsNorm,
+    /// None when the embedding is also the output head.
+    pub lm_head: Option<Linear>,
+    #[module(skip)]
+    rotary: Rotary,
+    #[module(skip)]
+    max_context: usize,
+}
+
+impl Decoder {
+    /// Puts a decoder together from its layers. `embedding` and `lm_head` are `[vocab, hidden]`
+    /// and `[hidden, vocab]`.
+    pub fn new(
+        config: &ModelConfig,
+        embedding: Embedding,
+        layers: Vec<DecoderLayer>,
+        norm: RmsNorm,
+        lm_head: Option<Linear>,
+    ) -> Self {
+        Decoder {
+            embedding,
+            layers,
+            norm,
+            lm_head,
+            rotary: Rotary::new(config),
+            max_context: config.max_context,
+        }
+    }
+
+    /// The longest sequence, in tokens, the model was made for.
+    pub fn max_context(&self) -> usize {
+        self.max_context
+    }
+
+    /// Final hidden states `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, after the last norm.
+    ///
+    /// With a cache the tokens follow those already in it, and their keys and values are added.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when a token id is outside the vocabulary or the context would be exceeded.
+    pub fn hidden(&self, ids: &[Vec<u32>], cache: Option<&mut KvCache>) -> Result<Tensor<3>> {
+        let input = embed(&self.embedding, ids)?;
+        let tokens = input.dims()[1];
+        let past = cache.as_ref().map_or(0, |c| c.length());
+        if past + tokens > self.max_context {
+            return Err(Error::Request(format!(
+                "{} tokens do not fit the model's context of {}",
+                past + tokens,
+                self.max_context
+            )));
+        }
+        let table = self.rotary.table(past, tokens, &input.device());
+        let mut hidden = input;
+        match cache {
+            None => {
+                for layer in &self.layers {
+                    hidden = layer.forward(hidden, &table, None, &mut |_, _| {});
+                }
+            }
+            Some(cache) => {
+                for (layer, slot) in self.layers.iter().zip(cache.layers_mut()) {
+                    hidden = layer.forward(hidden, &table, Some(slot), &mut |_, _| {});
+                }
+            }
+        }
+        Ok(self.norm.forward(hidden))
+    }
+
+    /// Next-token logits `[..., vocab]` of hidden states `[..., hidden]`.
+    ///
+    /// Ask only for the positions needed: a vocabulary is many times wider than the hidden state.
+    pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        match &self.lm_head {
+            Some(head) => linear_forward(head, hidden),
+            None => {
+                let weight = self.embedding.weight.val();
+                let [vocab, width] = weight.dims();
+                let mut dims = hidden.dims();
+                let rows = dims[..D - 1].iter().product::<usize>();
+                dims[D - 1] = vocab;
+                hidden
+                    .reshape([rows, width])
+                    .matmul(weight.transpose())
+                    .reshape(dims)
+            }
+        }
+    }
+}
+
+/// Rows of the embedding for `ids` `[batch][tokens]`: `[batch, tokens, hidden]`.
+///
+/// # Errors
+/// [`Error::Request`] for no tokens, rows of different lengths, or an id outside the vocabulary.
+pub fn embed(embedding: &Embedding, ids: &[Vec<u32>]) -> Result<Tensor<3>> {
+    let vocab = embedding.weight.lazy_shape()[0];
+    let tokens = ids.first().map_or(0, Vec::len);
+    if tokens == 0 || ids.iter().any(|row| row.len() != tokens) {
+        return Err(Error::Request(
+            "a batch needs at least one token, and rows of equal length".into(),
+        ));
+    }
+    if let Some(id) = ids.iter().flatten().find(|id| **id as usize >= vocab) {
+        return Err(Error::Request(format!(
+            "token id {id} is outside the vocabulary of {vocab}"
+        )));
+    }
+    let flat: Vec<i32> = ids.iter().flatten().map(|id| *id as i32).collect();
+    let device = embedding.weight.lazy_device();
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(flat, [ids.len(), tokens]), &device);
+    Ok(embedding.forward(ids))
+}
+
+pub(crate) fn embedding_skeleton(config: &ModelConfig, device: &Device) -> Embedding {
+    EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device)
+}
+
+pub(crate) fn norm_skeleton(width: usize, eps: f64, device: &Device) -> RmsNorm {
+    RmsNormConfig::new(width).with_epsilon(eps).init(device)
+}
+
+/// A `Linear` whose weight `[in, out]` is known; the bias is `[out]`.
+pub fn linear(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear {
+    Linear {
+        weight: Param::from_tensor(weight),
+        bias: bias.map(Param::from_tensor),
+    }
+}
