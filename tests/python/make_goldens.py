@@ -1,17 +1,21 @@
-"""Writes the reference outputs under tests/goldens/ that the Rust tests compare against.
+r"""Writes the reference outputs under tests/goldens/ that the Rust tests compare against.
 
 Run by hand (never by the test suite), from the repository root:
 
-    python tests/python/make_goldens.py --smollm2-gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    python tests/python/gguf_to_hf.py SmolLM2-135M-Instruct.Q4_1.gguf SMOLLM2_DIR
+    python tests/python/make_goldens.py \
+        --smollm2-gguf SmolLM2-135M-Instruct.Q4_1.gguf --smollm2-hf SMOLLM2_DIR
 
-Last run with Python 3.11, torch 2.15.0, transformers 5.23.0, tokenizers 0.23.3,
+Last run with Python 3.11.7, torch 2.15.0, transformers 5.23.0, tokenizers 0.23.3,
 sentencepiece 0.2.3, gguf 0.19.0, safetensors 0.8.0, numpy 2.4.6. All randomness is seeded,
 so a rerun with the same versions must leave `git status` clean.
 
-Without --smollm2-gguf the "smollm2" part of tokenizer/cases.json is carried over unchanged.
+Without --smollm2-gguf the "smollm2" part of tokenizer/cases.json is carried over unchanged;
+without both options so is smollm2-135m-q4_1.json.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import shutil
@@ -604,9 +608,45 @@ def write_dequant():
     json.loads(path.read_text())
 
 
+# --------------------------------------------------------------------------------------
+# The real SmolLM2
+
+REAL_PROMPT = "<|im_start|>user\nName the capital of France.<|im_end|>\n<|im_start|>assistant\n"
+REAL_TEXT = (
+    "A stove does not care which log it burns first, but the person who feeds it does. "
+    "In the same way, a network of 30 layers has no opinion on which of them it could spare; "
+    "we have to measure. Take one layer away, read 1,000 sentences, and write down how much "
+    "worse the guesses became. Then put it back, and take the next one away.")
+
+
+def write_real(gguf_path, hf_dir):
+    """The published quantised file: no tiny random model shows errors that need depth."""
+    tok = byte_level_tokenizer(smollm2_vocab(gguf_path), "smollm")
+    model = load(hf_dir)
+    prompt, text = tok.encode(REAL_PROMPT).ids, tok.encode(REAL_TEXT).ids
+    greedy, lead = greedy_of(model, prompt)
+    logits = logits_of(model, prompt)[-1]
+    top = logits.topk(10)
+    losses = torch.nn.functional.cross_entropy(
+        logits_of(model, text)[:-1].double(), torch.tensor(text[1:]), reduction="none")
+    golden = {
+        "gguf": Path(gguf_path).name,
+        "gguf_sha256": hashlib.sha256(Path(gguf_path).read_bytes()).hexdigest(),
+        "prompt": REAL_PROMPT, "prompt_ids": prompt, "greedy": greedy,
+        "greedy_text": tok.decode(greedy, skip_special_tokens=False),
+        "greedy_lead": round(lead, 3),
+        "last_top": [[int(i), round(float(v), 5)] for v, i in zip(top.values, top.indices)],
+        "text": REAL_TEXT, "text_ids": text, "text_nll": round(float(losses.mean()), 6),
+        "text_perplexity": round(float(losses.mean().exp()), 5),
+    }
+    path = GOLDENS / "smollm2-135m-q4_1.json"
+    path.write_text(json.dumps(golden, indent=1) + "\n")
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("--smollm2-gguf", help="a SmolLM2 GGUF, for its vocabulary")
+    args.add_argument("--smollm2-hf", help="what gguf_to_hf.py made of the same file")
     args = args.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -618,6 +658,8 @@ def main():
     write_ggufs(families, bpe, spm_vocab)
     write_dequant()
     write_tokenizer_cases(args.smollm2_gguf, bpe, sp)
+    if args.smollm2_gguf and args.smollm2_hf:
+        write_real(args.smollm2_gguf, args.smollm2_hf)
 
     files = sorted(p for p in GOLDENS.rglob("*") if p.is_file())
     for p in files:
