@@ -1,1 +1,14 @@
+//! Training-free compression of decoder-only language models.
+//!
+//! A [`recipe::Recipe`] names a calibration text and a list of passes; [`pipeline::compress`] walks the
+//! model block by block, collects what the passes need, applies them and writes the result.
 
+pub mod allocation;
+pub mod calibration;
+mod error;
+pub mod linalg;
+pub mod passes;
+pub mod pipeline;
+pub mod recipe;
+
+pub use error::{Error, Result};

@@ -83,8 +83,8 @@ pub struct SiteRecord {
     pub keep_ratio: f64,
     /// Relative error of the output on the calibration inputs, `‖(W - BA)X‖_F / ‖W X‖_F`.
     pub error: f64,
-    /// Condition number of the whitening factor, from its diagonal.
-    pub condition: f64,
+    /// Lower bound on the condition number of the damped input Gram; none when it was not needed.
+    pub condition: Option<f64>,
     /// What had to be done differently for numerical reasons, if anything.
     pub fallback: Option<String>,
 }

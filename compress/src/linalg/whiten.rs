@@ -1,0 +1,110 @@
+//! The factor that turns "small change of the weight" into "small change of the output".
+
+use faer::{Mat, Side};
+
+use super::Gram;
+
+/// Where the ridge starts when the Gram as given is not positive definite, and how often it may grow tenfold.
+const FIRST_RIDGE: f64 = 1e-8;
+const RETRIES: i32 = 7;
+
+/// A square root of the input Gram: `L Lᵀ = E[x xᵀ] + ridge · mean(diagonal) · I`, L lower triangular.
+#[derive(Debug, Clone)]
+pub struct Whitening {
+    pub(super) l: Mat<f64>,
+    /// The ridge that was used, relative to the mean diagonal.
+    pub ridge: f64,
+    /// Condition number of the damped Gram, estimated as `(max Lᵢᵢ / min Lᵢᵢ)²`: a lower bound.
+    pub condition: f64,
+    /// Whether a larger ridge than asked for had to be taken.
+    pub raised: bool,
+}
+
+/// Factors the Gram with a relative ridge (SVD-LLM, arXiv 2403.07378, §3.1, whose absolute ridge is replaced:
+/// see low-rank.md §4.1 item 5). When the matrix is not positive definite the ridge grows tenfold until it is;
+/// the result says so.
+///
+/// # Errors
+/// A sentence when the Gram is empty or not finite, or no ridge up to 10 % of the mean diagonal helps.
+pub fn whiten(gram: &Gram, ridge: f64) -> Result<Whitening, String> {
+    if gram.rows() == 0 {
+        return Err("no inputs were collected".into());
+    }
+    let mean = gram.mean();
+    let n = gram.width();
+    let diagonal = (0..n).map(|i| mean[(i, i)]).sum::<f64>() / n as f64;
+    if !diagonal.is_finite() {
+        return Err("the inputs overflowed".into());
+    }
+    if diagonal <= 0.0 {
+        return Err("all inputs are zero".into());
+    }
+    let retries =
+        (0..RETRIES).map(|k| ridge.max(FIRST_RIDGE) * 10f64.powi(k + i32::from(ridge > 0.0)));
+    for (attempt, ridge) in std::iter::once(ridge).chain(retries).enumerate() {
+        let mut damped = mean.clone();
+        for i in 0..n {
+            damped[(i, i)] += ridge * diagonal;
+        }
+        let Ok(factor) = damped.llt(Side::Lower) else {
+            continue;
+        };
+        let l = factor.L().to_owned();
+        let pivots = (0..n).map(|i| l[(i, i)]);
+        let (low, high) = pivots.fold((f64::INFINITY, 0.0f64), |(lo, hi), v| {
+            (lo.min(v), hi.max(v))
+        });
+        // A pivot at rounding level would be divided by: treat it as not positive definite.
+        if low.is_nan() || low <= high * 1e-10 {
+            continue;
+        }
+        return Ok(Whitening {
+            l,
+            ridge,
+            condition: (high / low).powi(2),
+            raised: attempt > 0,
+        });
+    }
+    Err("the input Gram is not positive definite under any reasonable ridge".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gram(rows: &[&[f32]]) -> Gram {
+        let mut gram = Gram::new(rows[0].len());
+        for row in rows {
+            gram.add(row);
+        }
+        gram
+    }
+
+    #[test]
+    fn the_factor_squares_to_the_damped_gram() {
+        let g = gram(&[&[1.0, 2.0], &[3.0, -1.0], &[0.5, 0.5]]);
+        let w = whiten(&g, 1e-3).expect("positive definite");
+        assert!(!w.raised);
+        let (product, mean) = (&w.l * w.l.transpose(), g.mean());
+        let shift = 1e-3 * (mean[(0, 0)] + mean[(1, 1)]) / 2.0;
+        for i in 0..2 {
+            for j in 0..2 {
+                let expected = mean[(i, j)] + if i == j { shift } else { 0.0 };
+                assert!((product[(i, j)] - expected).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn a_dead_channel_raises_the_ridge_and_says_so() {
+        let w = whiten(&gram(&[&[1.0, 0.0], &[2.0, 0.0]]), 0.0).expect("a ridge helps");
+        assert!(w.raised && w.ridge > 0.0 && w.condition.is_finite());
+    }
+
+    #[test]
+    fn hopeless_inputs_are_refused() {
+        assert!(whiten(&Gram::new(3), 0.0).is_err());
+        assert!(whiten(&gram(&[&[0.0, 0.0]]), 1e-3).is_err());
+        assert!(whiten(&gram(&[&[f32::NAN, 0.0]]), 1e-3).is_err());
+    }
+}

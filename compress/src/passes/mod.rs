@@ -1,0 +1,80 @@
+//! The passes: one file each, one line in [`REGISTRY`].
+
+mod low_rank;
+
+use cinder_models::checkpoint::SiteRecord;
+use cinder_models::{DecoderLayer, ModelConfig, Site};
+use serde_json::Value;
+
+use crate::calibration::BlockStatistics;
+use crate::error::Result;
+
+pub use low_rank::{LowRankPass, LowRankSettings};
+
+/// One transformation of the decoder, block by block.
+pub trait Pass: Send + Sync {
+    /// The settings with every default filled in, as they go into the manifest.
+    fn settings(&self) -> Value;
+
+    /// What the pass will make of each projection it touches, from shapes alone.
+    ///
+    /// # Errors
+    /// When the settings can not be met on this model.
+    fn plan(&self, config: &ModelConfig) -> Result<Plan>;
+
+    /// Applies the plan to one block.
+    ///
+    /// # Errors
+    /// When a projection is not in the form the pass takes, or the numerics fail.
+    fn apply(
+        &self,
+        plan: &Plan,
+        layer: usize,
+        block: DecoderLayer,
+        statistics: &BlockStatistics,
+    ) -> Result<(DecoderLayer, Vec<SiteRecord>)>;
+}
+
+/// One projection's place in a plan.
+#[derive(Debug, Clone)]
+pub struct PlannedProjection {
+    pub layer: usize,
+    pub site: Site,
+    /// Index among the site's projections.
+    pub member: usize,
+    pub out: usize,
+    pub input: usize,
+    /// None leaves it dense.
+    pub rank: Option<usize>,
+}
+
+impl PlannedProjection {
+    /// `q`, `k`, `v`, `o`, `gate`, `up` or `down`.
+    pub fn name(&self) -> &'static str {
+        self.site.projections()[self.member]
+    }
+
+    /// Scalars it will store.
+    pub fn scalars(&self) -> u64 {
+        match self.rank {
+            None => (self.out * self.input) as u64,
+            Some(rank) => (rank * (self.out + self.input)) as u64,
+        }
+    }
+}
+
+/// What a pass will do to the whole model.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    pub projections: Vec<PlannedProjection>,
+}
+
+/// How a pass is built from its table in a recipe; the keep ratio of the command line, if any, replaces the table's.
+type Build = fn(toml::Table) -> std::result::Result<Box<dyn Pass>, String>;
+
+/// One line per pass: the name recipes use, what it does in one line, and its constructor.
+pub static REGISTRY: [(&str, &str, Build); 1] = [(
+    "low_rank",
+    "activation-whitened low-rank factorization of every projection at one keep ratio",
+    low_rank::build,
+)];
