@@ -1,1 +1,10 @@
-fn main() {}
+//! The `cinder` command.
+
+mod cli;
+mod printer;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

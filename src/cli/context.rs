@@ -1,0 +1,172 @@
+//! What every verb shares: the device, the printer, and opening things by name.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use burn::tensor::Device;
+use cinder::eval::{Corpus, Half, ModelIdentity};
+use cinder::models::checkpoint::Checkpoint;
+use cinder::models::tokenizer::Tokenizer;
+use cinder::models::{Decoder, Hint};
+
+use super::Global;
+use crate::printer::Printer;
+
+/// A command line that can not be carried out as it is written; exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Usage {
+    what: String,
+    hint: String,
+}
+
+impl Usage {
+    pub fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Usage {
+            what: what.into(),
+            hint: hint.into(),
+        }
+    }
+}
+
+impl Hint for Usage {
+    fn hint(&self) -> Option<String> {
+        Some(self.hint.clone())
+    }
+}
+
+/// Shared by all verbs of one run.
+pub struct Context {
+    pub printer: Printer,
+    pub device: Device,
+    /// Such as `cpu (2 threads)`.
+    pub device_name: String,
+    pub threads: usize,
+    pub seed: Option<u64>,
+}
+
+impl Context {
+    pub fn new(global: &Global, printer: Printer) -> Result<Self> {
+        let threads = match global.threads {
+            Some(0) => {
+                return Err(Usage::new("`--threads` is 0", "give at least one thread").into());
+            }
+            Some(n) => n,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()?;
+        let device = device(&global.device)?;
+        let device_name = match global.device.as_str() {
+            "cpu" => format!("cpu ({threads} threads)"),
+            other => other.to_owned(),
+        };
+        Ok(Context {
+            printer,
+            device,
+            device_name,
+            threads,
+            seed: global.seed,
+        })
+    }
+
+    /// Opens a model by path or fetched name.
+    pub fn open(&self, model: &str) -> Result<Checkpoint> {
+        Ok(Checkpoint::open(&cinder::fetch::resolve_model(model)?)?)
+    }
+
+    /// Opens a model and loads all of it.
+    pub fn load(&self, model: &str) -> Result<(Checkpoint, Tokenizer, Decoder)> {
+        let checkpoint = self.open(model)?;
+        // The tokenizer first: a missing one should not cost the time of loading.
+        let tokenizer = checkpoint.tokenizer()?;
+        let decoder = checkpoint.load(&self.device, &self.printer)?;
+        Ok((checkpoint, tokenizer, decoder))
+    }
+
+    /// Reads a text by path, or a half of BoolQ's passages by name.
+    pub fn corpus(&self, text: &str) -> Result<Corpus> {
+        let half = match text {
+            "boolq:calibration" => Half::Calibration,
+            "boolq:evaluation" => Half::Evaluation,
+            path => return Ok(Corpus::read(Path::new(path))?),
+        };
+        let tasks = cinder::fetch::fetched("eval-tasks")?;
+        Ok(Corpus::boolq(&tasks, half)?)
+    }
+}
+
+fn device(name: &str) -> Result<Device> {
+    if name == "cpu" {
+        return Ok(Device::flex());
+    }
+    let index = match name.split_once(':') {
+        None if name == "cuda" => Some(0),
+        Some(("cuda", index)) => index.parse::<usize>().ok(),
+        _ => None,
+    };
+    match index {
+        None => Err(Usage::new(
+            format!("there is no device `{name}`"),
+            "the devices are `cpu` and `cuda[:N]`",
+        )
+        .into()),
+        Some(index) => cuda(index),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(index: usize) -> Result<Device> {
+    Ok(Device::cuda(index))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_index: usize) -> Result<Device> {
+    Err(Usage::new(
+        "this build has no CUDA",
+        "build with `cargo build --release --features cuda` (the README says what that needs)",
+    )
+    .into())
+}
+
+/// What an evaluation records of a model.
+pub fn identity(checkpoint: &Checkpoint, given: &str, name: Option<String>) -> Result<ModelIdentity> {
+    let recipe = checkpoint.manifest().map(|m| &m.recipe["name"]);
+    let recipe = recipe.and_then(|r| r.as_str()).map(str::to_owned);
+    let scalars: u64 = checkpoint.projections().iter().map(|p| p.scalars).sum();
+    let dense = checkpoint.config().dense_projection_scalars();
+    let keep_ratio = scalars as f64 / dense as f64;
+    let default_name = match &recipe {
+        Some(recipe) => format!("{recipe} {keep_ratio:.2}"),
+        None => given_name(given),
+    };
+    Ok(ModelIdentity {
+        name: name.unwrap_or(default_name),
+        path: given.into(),
+        sha256: checkpoint.sha256()?,
+        stored_as: checkpoint.stored_as(),
+        parameters: checkpoint.parameters(),
+        decoder_projection_scalars: scalars,
+        keep_ratio,
+        bytes: checkpoint.parameters() * 4,
+        recipe,
+    })
+}
+
+fn given_name(given: &str) -> String {
+    let path = PathBuf::from(given);
+    path.file_stem()
+        .map_or_else(|| given.to_owned(), |n| n.to_string_lossy().into_owned())
+}
+
+/// The command line as the user typed it, for records.
+pub fn command_line() -> String {
+    let quote = |arg: String| match arg.contains(char::is_whitespace) {
+        true => format!("'{arg}'"),
+        false => arg,
+    };
+    let arguments = std::env::args().skip(1).map(quote);
+    let words: Vec<String> = std::iter::once("cinder".to_owned()).chain(arguments).collect();
+    words.join(" ")
+}

@@ -1,0 +1,87 @@
+//! `cinder generate`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cinder::models::decode::{SamplingSettings, generate};
+use serde_json::json;
+
+use super::context::{Context, Usage};
+
+/// Continue a prompt
+///
+/// The text is streamed as it is drawn. Greedy unless a temperature is given; equal seeds draw equal texts.
+#[derive(clap::Args)]
+pub struct Args {
+    model: String,
+    /// The text to continue; it is used as it is, without a chat template
+    #[arg(long)]
+    prompt: String,
+    /// Stop after this many tokens, or at the end of text
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    max_new_tokens: usize,
+    /// Divides the logits before drawing; 0 always takes the most likely token
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    temperature: f64,
+    /// Draw among the K most likely tokens only
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw among the most likely tokens that together have this probability
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    top_p: f64,
+}
+
+pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
+    let settings = SamplingSettings {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: context.seed.unwrap_or(0),
+    };
+    settings
+        .check()
+        .map_err(|e| Usage::new(e.to_string(), "see `cinder generate --help`"))?;
+    let (_, tokenizer, decoder) = context.load(&args.model)?;
+    let prompt = tokenizer.encode(&args.prompt)?;
+    let mut stream = tokenizer.stream();
+    context.printer.stream(&args.prompt)?;
+    let mut failed = None;
+    let generation = generate(
+        &decoder,
+        &prompt,
+        args.max_new_tokens,
+        tokenizer.eos_ids(),
+        settings,
+        &mut |id| {
+            if let Some(text) = stream.push(id)? {
+                // Kept aside: the library's error type has no business with our stdout.
+                failed = failed.take().or(context.printer.stream(&text).err());
+            }
+            Ok(())
+        },
+    )?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    context.printer.stream(&stream.finish()?)?;
+    let text = tokenizer.decode(&generation.ids, true)?;
+    let value = json!({
+        "prompt_ids": prompt,
+        "ids": generation.ids,
+        "text": text,
+        "ended": generation.ended,
+        "prefill_seconds": generation.prefill_seconds,
+        "tokens_per_second": generation.tokens_per_second(),
+        "sampling": settings,
+        "bos_ids": tokenizer.bos_ids(),
+    });
+    context.printer.result(&value, "\n")?;
+    if let Some(speed) = generation.tokens_per_second() {
+        context.printer.say(&format!(
+            "{} tokens, first after {:.2} s, then {speed:.1} tokens/s",
+            generation.ids.len(),
+            generation.prefill_seconds
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,140 @@
+//! The command line: one file a verb.
+
+mod compress;
+mod context;
+mod demo;
+mod eval;
+mod export;
+mod fetch;
+mod format;
+mod generate;
+mod inspect;
+mod logits;
+mod report;
+mod tokenize;
+mod verify;
+
+use std::process::ExitCode;
+
+use cinder::models::Hint;
+use clap::{Parser, Subcommand};
+
+use crate::printer::Printer;
+use context::{Context, Usage};
+
+/// Make language models smaller without training, prove what it cost, and run the result.
+///
+/// MODEL is a Hugging Face directory (config.json and safetensors), a `.gguf` file, a directory made by
+/// `cinder compress`, or a fetched name (`smollm2`).
+///
+/// Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+#[derive(Parser)]
+#[command(name = "cinder", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    global: Global,
+}
+
+#[derive(clap::Args, Clone)]
+struct Global {
+    /// Where to compute: `cpu`, or `cuda[:N]` in a build with the `cuda` feature
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
+    device: String,
+    /// Threads to use [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Seed of everything random
+    #[arg(long, global = true, value_name = "N")]
+    seed: Option<u64>,
+    /// Show no progress, only results, warnings and errors
+    #[arg(long, global = true)]
+    quiet: bool,
+    /// Print the result as one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Get the default model or the evaluation data, check it, and print where it is
+    Fetch(fetch::Args),
+    /// Show what a model is: architecture, parameters, bytes by site and kind, KV bytes per token
+    Inspect(inspect::Args),
+    /// Turn text into the model's token ids
+    Tokenize(tokenize::Args),
+    /// Show the most likely next tokens at each position of a text
+    Logits(logits::Args),
+    /// Make a smaller model by the passes of a recipe
+    Compress(compress::Args),
+    /// Measure a model
+    #[command(subcommand)]
+    Eval(eval::Kind),
+    /// Continue a prompt
+    Generate(generate::Args),
+    /// Write a model as a plain Hugging Face directory that any tool can load
+    Export(export::Args),
+    /// Check that a model is whole: hashes, shapes, finite values, manifest
+    Verify(verify::Args),
+    /// Draw charts and tables from evaluation results
+    Report(report::Args),
+    /// The whole line on the default model: fetch, compress, evaluate, report
+    Demo(demo::Args),
+}
+
+/// Parses the arguments, runs the verb, prints what went wrong.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let printer = Printer::new(cli.global.json, cli.global.quiet);
+    let outcome = Context::new(&cli.global, printer).and_then(|context| match cli.verb {
+        Verb::Fetch(args) => fetch::run(&context, args),
+        Verb::Inspect(args) => inspect::run(&context, args),
+        Verb::Tokenize(args) => tokenize::run(&context, args),
+        Verb::Logits(args) => logits::run(&context, args),
+        Verb::Compress(args) => compress::run(&context, args),
+        Verb::Eval(kind) => eval::run(&context, kind),
+        Verb::Generate(args) => generate::run(&context, args),
+        Verb::Export(args) => export::run(&context, args),
+        Verb::Verify(args) => verify::run(&context, args),
+        Verb::Report(args) => report::run(&context, args),
+        Verb::Demo(args) => demo::run(&context, args),
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let broken_pipe = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    });
+    if broken_pipe {
+        // The reader of our output has gone: nobody is left to tell.
+        return ExitCode::from(1);
+    }
+    eprintln!("error: {error:#}");
+    if let Some(hint) = hint_of(error) {
+        eprintln!("hint: {hint}");
+    }
+    match error.downcast_ref::<Usage>() {
+        Some(_) => ExitCode::from(2),
+        None => ExitCode::from(1),
+    }
+}
+
+/// The hint of whichever crate's error this is.
+fn hint_of(error: &anyhow::Error) -> Option<String> {
+    fn of<E: Hint + std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<String> {
+        error.downcast_ref::<E>().and_then(Hint::hint)
+    }
+    of::<cinder::models::Error>(error)
+        .or_else(|| of::<cinder::compress::Error>(error))
+        .or_else(|| of::<cinder::eval::Error>(error))
+        .or_else(|| of::<cinder::reports::Error>(error))
+        .or_else(|| of::<cinder::fetch::Error>(error))
+        .or_else(|| of::<Usage>(error))
+}
