@@ -1,5 +1,6 @@
 //! Checkpoints in and out.
 
+pub mod gguf;
 mod source;
 
 pub use source::{TensorInfo, TensorSource};
