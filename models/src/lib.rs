@@ -4,5 +4,6 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod progress;
+pub mod tokenizer;
 
 pub use error::{Error, Hint, Result};
