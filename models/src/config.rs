@@ -61,7 +61,7 @@ pub static FAMILIES: [Family; 4] = [
 ];
 
 /// How rotary frequencies are stretched for contexts longer than the pre-trained one.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum RopeScaling {
     /// Frequencies as they are.
     None,
@@ -74,6 +74,8 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_context: f64,
     },
+    /// Frequency `i` divided by the `i`-th of `head_dim / 2` values: what GGUF files store when it is no known rule.
+    Divisors(Vec<f32>),
 }
 
 /// The shape of a decoder. Sizes are counts of scalars unless named otherwise.

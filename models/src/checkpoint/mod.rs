@@ -4,6 +4,7 @@
 //! burn-store binds them to the module tree, so that loading peaks at the model plus one tensor.
 
 mod bind;
+mod companions;
 mod export;
 pub mod gguf;
 mod hash;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 
 use super::bind::{ErrorSlot, Frame, bind, frame_skeleton, layer_skeleton, lazy};
+use super::companions::gguf_companions;
 use super::gguf::GgufSource;
 use super::hash::sha256_files;
 use super::huggingface::{HuggingFaceSource, is_pickle};
@@ -331,8 +332,8 @@ impl Checkpoint {
     /// A Hugging Face directory's own files are copied; from a GGUF file a `tokenizer.json` and its
     /// configuration are made.
     pub fn companions(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        if self.gguf.is_some() {
-            return self.tokenizer()?.companions(&self.config);
+        if let Some(gguf) = &self.gguf {
+            return gguf_companions(gguf.metadata(), &self.tokenizer()?);
         }
         let kept = |name: &str| {
             let text =

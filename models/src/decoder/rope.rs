@@ -25,7 +25,7 @@ impl Rotary {
         let frequencies = (0..config.head_dim / 2)
             .map(|i| {
                 let plain = config.rope_theta.powf(-2.0 * i as f64 / d);
-                stretch(plain, &config.rope_scaling) as f32
+                stretch(plain, i, &config.rope_scaling) as f32
             })
             .collect();
         Rotary { frequencies }
@@ -70,8 +70,8 @@ impl RotaryTable {
 }
 
 /// One frequency after scaling. `llama3` is the ramp of Meta's Llama 3.1 reference code.
-fn stretch(frequency: f64, scaling: &RopeScaling) -> f64 {
-    match *scaling {
+fn stretch(frequency: f64, index: usize, scaling: &RopeScaling) -> f64 {
+    match scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 {
@@ -82,14 +82,17 @@ fn stretch(frequency: f64, scaling: &RopeScaling) -> f64 {
         } => {
             // Turns the frequency makes within the original context.
             let turns = original_context * frequency / std::f64::consts::TAU;
-            if turns < low_freq_factor {
+            if turns < *low_freq_factor {
                 frequency / factor
-            } else if turns > high_freq_factor {
+            } else if turns > *high_freq_factor {
                 frequency
             } else {
                 let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 (1.0 - kept) * frequency / factor + kept * frequency
             }
+        }
+        RopeScaling::Divisors(divisors) => {
+            frequency / divisors.get(index).copied().map_or(1.0, f64::from)
         }
     }
 }
