@@ -1,1 +1,12 @@
+//! Training-free compression of language models: factor, measure, run.
+//!
+//! This crate is a thin facade over the workspace: [`models`] (the decoder as Burn modules, checkpoints, tokenizers,
+//! decoding), [`compress`] (calibration, linear algebra, passes, recipes), [`eval`] (corpora and perplexity), [`reports`]
+//! (charts and pages), and [`fetch`] (the default model and data).
 
+pub mod fetch;
+
+pub use cinder_compress as compress;
+pub use cinder_eval as eval;
+pub use cinder_models as models;
+pub use cinder_reports as reports;

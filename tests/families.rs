@@ -1,0 +1,96 @@
+//! Each model family against the PyTorch reference library: a tiny random model, saved by transformers.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor};
+use cinder::models::decode::{SamplingSettings, generate};
+use cinder::models::progress::Silent;
+use cinder::models::{Checkpoint, Decoder};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Golden {
+    ids: Vec<u32>,
+    /// The tokens whose logits were kept.
+    positions: Vec<usize>,
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+fn goldens() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/goldens"))
+}
+
+fn load(model: PathBuf) -> Decoder {
+    Checkpoint::open(&model)
+        .and_then(|c| c.load(&Device::flex(), &Silent))
+        .unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn golden(family: &str) -> Golden {
+    let path = goldens().join("families").join(family).join("golden.json");
+    serde_json::from_slice(&std::fs::read(path).expect("golden")).expect("golden")
+}
+
+/// Logits of every kept position within 1e-4, and the greedy continuation token for token.
+fn agrees(decoder: &Decoder, golden: &Golden) {
+    let hidden = decoder.hidden(std::slice::from_ref(&golden.ids), None).expect("runs");
+    let [_, tokens, width] = hidden.dims();
+    let hidden: Tensor<2> = hidden.reshape([tokens, width]);
+    for (position, expected) in golden.positions.iter().zip(&golden.logits) {
+        let logits = decoder.logits(hidden.clone().narrow(0, *position, 1));
+        let logits = logits.into_data().try_into_vec::<f32>().expect("f32");
+        assert_eq!(logits.len(), expected.len());
+        for (token, (ours, theirs)) in logits.iter().zip(expected).enumerate() {
+            assert!(
+                (ours - theirs).abs() < 1e-4,
+                "position {position}, token {token}: {ours} but the reference says {theirs}"
+            );
+        }
+    }
+    let settings = SamplingSettings::GREEDY;
+    let generation = generate(decoder, &golden.ids[..8], golden.greedy.len(), &[], settings, &mut |_| Ok(()));
+    assert_eq!(generation.expect("runs").ids, golden.greedy);
+}
+
+macro_rules! families {
+    ($($name:ident: $folder:literal),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            agrees(&load(goldens().join("families").join($folder)), &golden($folder));
+        })*
+    };
+}
+
+families! {
+    llama2_is_multi_head_and_untied: "llama2",
+    llama3_scales_its_rotary_frequencies_and_is_bf16: "llama3",
+    llama_with_linear_rotary_scaling: "llama_linear",
+    smollm2_is_tied_and_sharded: "smollm2",
+    mistral_has_its_own_head_width_and_is_f16: "mistral",
+    qwen2_has_biases_on_query_key_and_value: "qwen2",
+    qwen3_normalises_queries_and_keys: "qwen3",
+}
+
+#[test]
+fn gguf_files_give_the_same_logits() {
+    for (file, family) in [
+        ("tiny-llama.gguf", "llama2"),
+        ("tiny-qwen2.gguf", "qwen2"),
+        ("tiny-qwen3.gguf", "qwen3"),
+    ] {
+        agrees(&load(goldens().join("gguf").join(file)), &golden(family));
+    }
+}
+
+/// `config_v4.json` is the same configuration in the words transformers used before version 5.
+#[test]
+fn older_configurations_mean_the_same() {
+    for family in ["llama3", "llama_linear"] {
+        let source = goldens().join("families").join(family);
+        let folder = tempfile::tempdir().expect("temp");
+        std::fs::copy(source.join("config_v4.json"), folder.path().join("config.json")).expect("copies");
+        std::fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).expect("copies");
+        agrees(&load(folder.path().into()), &golden(family));
+    }
+}
