@@ -1,0 +1,64 @@
+//! A chart's data as CSV, in full precision.
+
+use crate::group::{Group, Row};
+
+const HEADER: &str = "model,recipe,keep_ratio,perplexity,stderr,times_dense,times_dense_stderr,tokens_scored,\
+parameters,decoder_projection_scalars,weight_bytes,tokens_per_second,device,dtype,stored_as,model_sha256,\
+corpus_sha256,tool_version,result_file";
+
+/// One line a measurement, the dense one first. Empty where there is nothing to state.
+pub(crate) fn csv(group: &Group<'_>) -> String {
+    let mut text = format!("{HEADER}\n");
+    for row in &group.rows {
+        text.push_str(&line(row));
+        text.push('\n');
+    }
+    text
+}
+
+fn line(row: &Row<'_>) -> String {
+    let (model, measured) = (&row.result.model, &row.result.perplexity);
+    let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    let cells = [
+        quoted(&model.name),
+        quoted(model.recipe.as_deref().unwrap_or("")),
+        model.keep_ratio.to_string(),
+        measured.perplexity.to_string(),
+        number(row.stderr()),
+        number(row.relative.map(|relative| relative.times)),
+        number(row.relative.and_then(|relative| relative.stderr)),
+        measured.tokens_scored.to_string(),
+        model.parameters.to_string(),
+        model.decoder_projection_scalars.to_string(),
+        model.bytes.to_string(),
+        measured.tokens_per_second.to_string(),
+        quoted(&row.result.device),
+        quoted(&row.result.dtype),
+        quoted(&model.stored_as),
+        quoted(&model.sha256),
+        quoted(&row.result.corpus.sha256),
+        quoted(&row.result.tool_version),
+        quoted(&row.file.display().to_string()),
+    ];
+    cells.join(",")
+}
+
+/// A text cell as RFC 4180 wants it.
+fn quoted(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn cells_with_separators_are_quoted() {
+        assert_eq!(quoted("plain"), "plain");
+        assert_eq!(quoted("cpu (2, fast) \"x\""), "\"cpu (2, fast) \"\"x\"\"\"");
+    }
+}

@@ -1,0 +1,251 @@
+//! Which measurements may stand on one chart, and how each compares with the dense model.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cinder_eval::EvalResult;
+
+use crate::check::check;
+use crate::error::ReportError;
+use crate::input::Evaluation;
+
+/// How far two measurements of the same model may lie apart before one of them must be wrong. Thread counts and devices
+/// change the order of sums, which moves a perplexity by far less.
+const REPEATABILITY: f64 = 5e-3;
+
+/// How far a model's dense size, `scalars / keep ratio`, may lie from the reference's: rounding of the ratio only.
+const LINEAGE: f64 = 1e-2;
+
+/// Measurements made the same way: same text, same tokens, same windows. Only these are comparable.
+#[derive(Debug)]
+pub(crate) struct Group<'a> {
+    /// Dense first, then by recipe, then from the largest keep ratio to the smallest.
+    pub rows: Vec<Row<'a>>,
+}
+
+/// One measurement in a group.
+#[derive(Debug)]
+pub(crate) struct Row<'a> {
+    pub file: &'a Path,
+    /// Other files that hold exactly this measurement.
+    pub also: Vec<&'a Path>,
+    pub result: &'a EvalResult,
+    /// Against the dense reference; none without one.
+    pub relative: Option<Relative>,
+}
+
+/// A perplexity as a multiple of the dense model's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Relative {
+    pub times: f64,
+    /// Standard error from the windows' paired differences; none with a single window.
+    pub stderr: Option<f64>,
+}
+
+impl Row<'_> {
+    pub fn is_dense(&self) -> bool {
+        self.result.model.recipe.is_none()
+    }
+
+    /// Name of the series: the recipe, or `dense`.
+    pub fn recipe(&self) -> &str {
+        self.result.model.recipe.as_deref().unwrap_or("dense")
+    }
+
+    /// Standard error of the perplexity; none with a single window, which says nothing about spread.
+    pub fn stderr(&self) -> Option<f64> {
+        (self.result.perplexity.windows.len() > 1).then_some(self.result.perplexity.stderr)
+    }
+}
+
+impl<'a> Group<'a> {
+    /// The dense reference.
+    pub fn dense(&self) -> Option<&Row<'a>> {
+        self.rows.first().filter(|row| row.is_dense())
+    }
+
+    /// Compressed rows by recipe, in recipe order; each from the largest keep ratio to the smallest.
+    pub fn series(&self) -> Vec<(&str, Vec<&Row<'a>>)> {
+        let mut series: Vec<(&str, Vec<&Row<'a>>)> = Vec::new();
+        for row in self.rows.iter().filter(|row| !row.is_dense()) {
+            match series.last_mut() {
+                Some((name, rows)) if *name == row.recipe() => rows.push(row),
+                _ => series.push((row.recipe(), vec![row])),
+            }
+        }
+        series
+    }
+
+    /// The result all rows agree with about corpus and protocol.
+    pub fn protocol(&self) -> Option<&'a EvalResult> {
+        self.rows.first().map(|row| row.result)
+    }
+
+    /// Name of the model the group is about: the dense one's, or the only one's.
+    pub fn model(&self) -> Option<&'a str> {
+        let names = || self.rows.iter().map(|row| row.result.model.name.as_str());
+        match self.dense() {
+            Some(dense) => Some(&dense.result.model.name),
+            None => names()
+                .next()
+                .filter(|first| names().all(|name| name == *first)),
+        }
+    }
+}
+
+/// What must be equal for two perplexities to be comparable. The token count and the BOS ids stand for the tokenizer.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Protocol<'a> {
+    corpus_sha256: &'a str,
+    tokens: u64,
+    window: u64,
+    stride: u64,
+    windows: &'a [u64],
+    bos_ids: &'a [u32],
+}
+
+impl<'a> Protocol<'a> {
+    fn of(result: &'a EvalResult) -> Self {
+        let (corpus, measured) = (&result.corpus, &result.perplexity);
+        Self {
+            corpus_sha256: &corpus.sha256,
+            tokens: corpus.tokens,
+            window: measured.window,
+            stride: measured.stride,
+            windows: &measured.windows,
+            bos_ids: &measured.bos_ids,
+        }
+    }
+}
+
+/// Checks every evaluation and sorts them into comparable groups. The order of the input does not matter.
+pub(crate) fn group(evaluations: &[Evaluation]) -> Result<Vec<Group<'_>>, ReportError> {
+    if evaluations.is_empty() {
+        return Err(ReportError::NoResults);
+    }
+    let mut by_protocol: BTreeMap<Protocol<'_>, Vec<Row<'_>>> = BTreeMap::new();
+    let mut sorted: Vec<&Evaluation> = evaluations.iter().collect();
+    sorted.sort_by(|a, b| a.file.cmp(&b.file));
+    for evaluation in sorted {
+        check(evaluation)?;
+        add(
+            by_protocol
+                .entry(Protocol::of(&evaluation.result))
+                .or_default(),
+            evaluation,
+        )?;
+    }
+    let mut groups = by_protocol
+        .into_values()
+        .map(compare)
+        .collect::<Result<Vec<_>, _>>()?;
+    groups.sort_by(|a, b| name_and_window(a).cmp(&name_and_window(b)));
+    Ok(groups)
+}
+
+fn name_and_window<'a>(group: &Group<'a>) -> Option<(&'a str, u64)> {
+    group
+        .protocol()
+        .map(|result| (result.corpus.name.as_str(), result.perplexity.window))
+}
+
+/// Adds a measurement, or only its file when the same measurement is there already.
+fn add<'a>(rows: &mut Vec<Row<'a>>, evaluation: &'a Evaluation) -> Result<(), ReportError> {
+    let result = &evaluation.result;
+    for row in rows
+        .iter_mut()
+        .filter(|row| row.result.model.sha256 == result.model.sha256)
+    {
+        let (ours, theirs) = (&result.perplexity, &row.result.perplexity);
+        let same_place = row.result.device == result.device && row.result.dtype == result.dtype;
+        if same_place && ours.window_nll == theirs.window_nll {
+            row.also.push(&evaluation.file);
+            return Ok(());
+        }
+        if row.result.dtype == result.dtype
+            && (ours.perplexity / theirs.perplexity).ln().abs() > REPEATABILITY
+        {
+            let message = format!(
+                "the same model on the same windows gave perplexity {} and {}",
+                theirs.perplexity, ours.perplexity
+            );
+            return Err(conflict(row.file, &evaluation.file, message));
+        }
+    }
+    rows.push(Row {
+        file: &evaluation.file,
+        also: Vec::new(),
+        result,
+        relative: None,
+    });
+    Ok(())
+}
+
+/// Orders the rows and sets each against the dense one.
+fn compare(mut rows: Vec<Row<'_>>) -> Result<Group<'_>, ReportError> {
+    rows.sort_by(|a, b| {
+        let (left, right) = (&a.result.model, &b.result.model);
+        left.recipe
+            .cmp(&right.recipe)
+            .then(right.keep_ratio.total_cmp(&left.keep_ratio))
+            .then_with(|| left.name.cmp(&right.name))
+            .then_with(|| a.file.cmp(b.file))
+    });
+    let dense = rows
+        .first()
+        .filter(|row| row.is_dense())
+        .map(|row| (row.file.to_path_buf(), row.result));
+    if let Some((file, reference)) = dense {
+        for row in &mut rows {
+            related(&file, reference, row)?;
+            row.relative = Some(relative(reference, row.result));
+        }
+    }
+    Ok(Group { rows })
+}
+
+/// Rejects a row that cannot have been made from the reference.
+fn related(file: &Path, reference: &EvalResult, row: &Row<'_>) -> Result<(), ReportError> {
+    let (dense, model) = (&reference.model, &row.result.model);
+    if row.is_dense() && model.sha256 != dense.sha256 {
+        let message = format!(
+            "two different dense models, {} and {}: one report compares one model with its own compressed versions",
+            dense.name, model.name
+        );
+        return Err(conflict(file, row.file, message));
+    }
+    let before = model.decoder_projection_scalars as f64 / model.keep_ratio;
+    if (before / dense.decoder_projection_scalars as f64 - 1.0).abs() > LINEAGE {
+        let message = format!(
+            "{} decoder-projection scalars at keep ratio {} do not come from a dense model with {}",
+            model.decoder_projection_scalars, model.keep_ratio, dense.decoder_projection_scalars
+        );
+        return Err(conflict(file, row.file, message));
+    }
+    Ok(())
+}
+
+/// Both models read the same windows, so the spread that counts is that of the differences, window by window: most of
+/// either perplexity's own standard error is shared text difficulty and cancels.
+fn relative(dense: &EvalResult, compressed: &EvalResult) -> Relative {
+    let times = compressed.perplexity.perplexity / dense.perplexity.perplexity;
+    let pairs = compressed
+        .perplexity
+        .window_nll
+        .iter()
+        .zip(&dense.perplexity.window_nll);
+    let differences: Vec<f64> = pairs.map(|(a, b)| a - b).collect();
+    let n = differences.len() as f64;
+    let mean = differences.iter().sum::<f64>() / n;
+    let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    let stderr = (differences.len() > 1).then(|| times * (variance / n).sqrt());
+    Relative { times, stderr }
+}
+
+fn conflict(first: &Path, second: &Path, message: String) -> ReportError {
+    ReportError::Conflict {
+        first: PathBuf::from(first),
+        second: PathBuf::from(second),
+        message,
+    }
+}

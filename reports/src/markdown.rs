@@ -1,0 +1,138 @@
+//! The report for a pull request: one table a group and a link to its chart.
+
+use crate::findings::findings;
+use crate::group::{Group, Row};
+use crate::number;
+use crate::report::Figure;
+use crate::wording;
+
+/// The whole document; figures are linked by file name, relative to it.
+pub(crate) fn markdown(title: &str, groups: &[Group<'_>], figures: &[Figure]) -> String {
+    let mut text = format!("# {}\n", escape(title));
+    for (group, figure) in groups.iter().zip(figures) {
+        text.push_str(&format!("\n## {}\n\n", escape(&wording::heading(group))));
+        for finding in findings(group) {
+            text.push_str(&format!("{}\n\n", escape(&finding)));
+        }
+        text.push_str(&format!(
+            "![{}]({})\n\n",
+            escape(&wording::chart_title(group)),
+            figure.png
+        ));
+        text.push_str(&table(group));
+        text.push_str(&format!(
+            "\nWeights are those in memory; tokens/s is scoring speed. Data: [{}]({}).\n\n",
+            figure.csv, figure.csv
+        ));
+        let protocol: Vec<String> = wording::protocol(group)
+            .iter()
+            .map(|sentence| escape(sentence))
+            .collect();
+        text.push_str(&format!(
+            "**How it was measured.** {}\n\n",
+            protocol.join(" ")
+        ));
+        text.push_str(&provenance(group));
+    }
+    text
+}
+
+fn table(group: &Group<'_>) -> String {
+    let mut text = String::from(
+        "| model | recipe | keep ratio | perplexity | × dense | parameters (millions) | weights (MB) | tokens/s |\n\
+         |:--|:--|--:|--:|--:|--:|--:|--:|\n",
+    );
+    for row in &group.rows {
+        let (model, measured) = (&row.result.model, &row.result.perplexity);
+        text.push_str(&format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            escape(&model.name),
+            escape(row.recipe()),
+            wording::keep_ratio(model.keep_ratio),
+            number::with_error(measured.perplexity, row.stderr()),
+            times(row),
+            number::significant(model.parameters as f64 / 1e6),
+            number::significant(model.bytes as f64 / 1e6),
+            number::significant(measured.tokens_per_second),
+        ));
+    }
+    text
+}
+
+/// `×3.042 ± 0.041`, `1` for the reference itself.
+fn times(row: &Row<'_>) -> String {
+    match row.relative {
+        None => "–".to_owned(),
+        Some(_) if row.is_dense() => "1".to_owned(),
+        Some(relative) => number::with_error(relative.times, relative.stderr),
+    }
+}
+
+fn provenance(group: &Group<'_>) -> String {
+    let mut text = String::from("<details><summary>Where each number comes from</summary>\n\n");
+    for row in &group.rows {
+        let result = row.result;
+        text.push_str(&format!(
+            "- **{}**: result {}, model {} with sha256 {}, corpus sha256 {}, cinder {}, {}\n",
+            escape(&result.model.name),
+            code(&row.file.display().to_string()),
+            code(&result.model.path),
+            code(&result.model.sha256),
+            code(&result.corpus.sha256),
+            escape(&result.tool_version),
+            code(&result.command),
+        ));
+    }
+    text.push_str("\n</details>\n");
+    text
+}
+
+/// Text that means itself: no markup, no HTML, no table cell of its own.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' => {
+                escaped.push('\\');
+                escaped.push(c);
+            }
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '&' => escaped.push_str("&amp;"),
+            c if c.is_control() => escaped.push(' '),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// A code span around any text: its fence is longer than every run of backticks inside.
+fn code(text: &str) -> String {
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest + 1);
+    let pad = if text.starts_with('`') || text.ends_with('`') {
+        " "
+    } else {
+        ""
+    };
+    format!("{fence}{pad}{text}{pad}{fence}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{code, escape};
+
+    #[test]
+    fn markup_in_names_stays_text() {
+        assert_eq!(
+            escape("a|b *c* <script>\n"),
+            "a\\|b \\*c\\* &lt;script&gt; "
+        );
+        assert_eq!(code("plain"), "`plain`");
+        assert_eq!(code("a ``b``"), "``` a ``b`` ```");
+    }
+}
