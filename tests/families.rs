@@ -18,7 +18,7 @@ struct Golden {
 }
 
 fn goldens() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/goldens"))
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens"))
 }
 
 fn load(model: PathBuf) -> Decoder {

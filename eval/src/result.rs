@@ -11,6 +11,7 @@ pub struct EvalResult {
     pub tool_version: String,
     pub model: ModelIdentity,
     pub corpus: CorpusIdentity,
+    #[serde(flatten)]
     pub perplexity: Perplexity,
     /// Where it ran, such as `cpu (2 threads)`.
     pub device: String,
@@ -69,9 +70,11 @@ pub struct Perplexity {
     pub window: u64,
     /// Tokens between the starts of two windows; equals `window` (no overlap).
     pub stride: u64,
-    /// Indices of the scored windows.
-    pub windows: Vec<u64>,
-    /// Mean negative log-likelihood of each scored window (nats per token), in the order of `windows`.
+    /// How many windows were scored.
+    pub windows: u64,
+    /// Which of the text's windows these are, counted from 0.
+    pub window_indices: Vec<u64>,
+    /// Mean negative log-likelihood of each scored window (nats per token), in the order of `window_indices`.
     pub window_nll: Vec<f64>,
     pub tokens_scored: u64,
     pub tokens_per_second: f64,

@@ -10,13 +10,13 @@ const SELF_CONSISTENCY: f64 = 1e-3;
 pub(crate) fn check(evaluation: &Evaluation) -> Result<(), ReportError> {
     finite(evaluation)?;
     let (model, measured) = (&evaluation.result.model, &evaluation.result.perplexity);
-    if measured.windows.is_empty() {
+    if measured.window_indices.is_empty() {
         return contradiction(evaluation, "no window was scored".to_owned());
     }
-    if measured.windows.len() != measured.window_nll.len() {
+    if measured.window_indices.len() != measured.window_nll.len() {
         let message = format!(
             "{} windows but {} window means",
-            measured.windows.len(),
+            measured.window_indices.len(),
             measured.window_nll.len()
         );
         return contradiction(evaluation, message);

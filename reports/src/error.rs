@@ -69,3 +69,14 @@ pub enum ReportError {
     #[error(transparent)]
     Io(#[from] io::Error),
 }
+
+impl cinder_models::Hint for ReportError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            ReportError::NoResults | ReportError::EmptyDirectory(_) => {
+                Some("`cinder eval ppl MODEL --text FILE --out result.json` makes one".into())
+            }
+            _ => None,
+        }
+    }
+}

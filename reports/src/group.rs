@@ -54,7 +54,7 @@ impl Row<'_> {
 
     /// Standard error of the perplexity; none with a single window, which says nothing about spread.
     pub fn stderr(&self) -> Option<f64> {
-        (self.result.perplexity.windows.len() > 1).then_some(self.result.perplexity.stderr)
+        (self.result.perplexity.window_indices.len() > 1).then_some(self.result.perplexity.stderr)
     }
 }
 
@@ -112,7 +112,7 @@ impl<'a> Protocol<'a> {
             tokens: corpus.tokens,
             window: measured.window,
             stride: measured.stride,
-            windows: &measured.windows,
+            windows: &measured.window_indices,
             bos_ids: &measured.bos_ids,
         }
     }

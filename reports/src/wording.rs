@@ -25,7 +25,7 @@ fn windows(group: &Group<'_>) -> String {
         return String::new();
     };
     let measured = &result.perplexity;
-    let count = measured.windows.len() as u64;
+    let count = measured.window_indices.len() as u64;
     let noun = if count == 1 { "window" } else { "windows" };
     format!(
         "{} {noun} of {} tokens",
@@ -117,12 +117,12 @@ pub(crate) fn protocol(group: &Group<'_>) -> Vec<String> {
         "{overlap}; in each, every token but the first is scored given the ones before it in the same window, {} a window. \
          Scored: {} {}, {} tokens in all. No window was skipped.",
         number::count(measured.window.saturating_sub(1)),
-        if measured.windows.len() == 1 {
+        if measured.window_indices.len() == 1 {
             "window"
         } else {
             "windows"
         },
-        number::ranges(&measured.windows),
+        number::ranges(&measured.window_indices),
         number::count(measured.tokens_scored)
     );
     let bos = if measured.bos_ids.is_empty() {
@@ -139,7 +139,7 @@ pub(crate) fn protocol(group: &Group<'_>) -> Vec<String> {
     sentences.push(
         "Perplexity is the exponential of the mean of the windows' mean negative log-likelihoods (nats per token).".to_owned(),
     );
-    sentences.push(if measured.windows.len() > 1 {
+    sentences.push(if measured.window_indices.len() > 1 {
         "± is one standard error over the windows. For × dense it comes from the differences window by window: both models \
          read the same text, so most of the spread between windows cancels."
             .to_owned()

@@ -1,6 +1,6 @@
 //! `cinder compress`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -218,9 +218,4 @@ fn memory_estimate(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     let solving = 3 * gram(c.intermediate_size) + 6 * (c.intermediate_size * c.hidden_size * 8) as u64;
     let embedding = (c.vocab_size * c.hidden_size * 4) as u64;
     (embedding + hidden).max(2 * hidden + 2 * block + grams + solving)
-}
-
-/// Whether a path names the recipe shipped with Cinder; used by `demo`.
-pub fn parse_recipe(text: &str, keep: f64) -> Result<Recipe> {
-    Ok(Recipe::parse(text, Path::new("recipes/low-rank.toml"), Some(keep))?)
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
-use cinder::eval::{Corpus, Half, ModelIdentity};
+use cinder::eval::{Corpus, CorpusFormat, Half, ModelIdentity, boolq};
+use cinder::fetch::{self, Fetcher};
 use cinder::models::checkpoint::Checkpoint;
 use cinder::models::tokenizer::Tokenizer;
 use cinder::models::{Decoder, Hint};
@@ -32,6 +33,17 @@ impl Usage {
 impl Hint for Usage {
     fn hint(&self) -> Option<String> {
         Some(self.hint.clone())
+    }
+}
+
+/// Data that `cinder fetch eval-tasks` brings and that is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotFetched(String);
+
+impl Hint for NotFetched {
+    fn hint(&self) -> Option<String> {
+        Some("run `cinder fetch eval-tasks` first".into())
     }
 }
 
@@ -90,10 +102,13 @@ impl Context {
         let half = match text {
             "boolq:calibration" => Half::Calibration,
             "boolq:evaluation" => Half::Evaluation,
-            path => return Ok(Corpus::read(Path::new(path))?),
+            path => return Ok(Corpus::read(Path::new(path), &CorpusFormat::Auto)?),
         };
-        let tasks = cinder::fetch::fetched("eval-tasks")?;
-        Ok(Corpus::boolq(&tasks, half)?)
+        let item = fetch::find("eval-tasks")?;
+        let tasks = Fetcher::new()?.cached(item).ok_or_else(|| {
+            NotFetched(format!("`{text}` is in the evaluation data, which is not fetched yet"))
+        })?;
+        Ok(boolq(&tasks.path, half)?)
     }
 }
 

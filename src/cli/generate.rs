@@ -42,8 +42,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .check()
         .map_err(|e| Usage::new(e.to_string(), "see `cinder generate --help`"))?;
     let (_, tokenizer, decoder) = context.load(&args.model)?;
-    let prompt = tokenizer.encode(&args.prompt)?;
-    let mut stream = tokenizer.stream();
+    let prompt = tokenizer.encode_prompt(&args.prompt)?;
+    let mut stream = tokenizer.stream(&prompt, true)?;
     context.printer.stream(&args.prompt)?;
     let mut failed = None;
     let generation = generate(
@@ -63,7 +63,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     if let Some(error) = failed {
         return Err(error.into());
     }
-    context.printer.stream(&stream.finish()?)?;
+    context.printer.stream(&stream.finish()?.unwrap_or_default())?;
     let text = tokenizer.decode(&generation.ids, true)?;
     let value = json!({
         "prompt_ids": prompt,

@@ -134,7 +134,8 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
     of::<cinder::models::Error>(error)
         .or_else(|| of::<cinder::compress::Error>(error))
         .or_else(|| of::<cinder::eval::Error>(error))
-        .or_else(|| of::<cinder::reports::Error>(error))
+        .or_else(|| of::<cinder::reports::ReportError>(error))
         .or_else(|| of::<cinder::fetch::Error>(error))
         .or_else(|| of::<Usage>(error))
+        .or_else(|| of::<context::NotFetched>(error))
 }

@@ -67,7 +67,7 @@ fn measured_cell(value: f64, error: Option<f64>) -> Markup {
 pub(crate) fn windows(group: &Group<'_>) -> Markup {
     let indices = group
         .protocol()
-        .map_or(&[][..], |result| &result.perplexity.windows);
+        .map_or(&[][..], |result| &result.perplexity.window_indices);
     html! {
         details {
             summary { "Mean negative log-likelihood of each window" }

@@ -1,0 +1,169 @@
+//! `cinder demo`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cinder::compress::pipeline::{Target, compress};
+use cinder::compress::recipe::Recipe;
+use cinder::eval::{Corpus, WindowChoice};
+use cinder::fetch::{find, fetch};
+use cinder::models::checkpoint::{Checkpoint, OutputDirectory};
+use cinder::reports::{Options, read, write};
+use serde_json::json;
+
+use super::compress::Calibration;
+use super::context::{Context, Usage};
+use super::eval::{Loaded, Question, measure, write_result};
+
+/// The whole line on the default model: fetch, compress, evaluate, report
+///
+/// Fetches SmolLM2-135M-Instruct and the evaluation data (once), compresses the model at several keep ratios with the recipe
+/// `low-rank`, measures each result's perplexity on text that calibration did not see (the other half of BoolQ's Wikipedia
+/// passages), and leaves the models, the results and a report. About 4 minutes on two cores.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The directory to make; an earlier demo's is replaced
+    #[arg(long, default_value = "cinder-demo", value_name = "DIR")]
+    out: PathBuf,
+    /// Keep ratios to compress to
+    #[arg(long, value_delimiter = ',', default_value = "0.9,0.8,0.7", value_name = "RATIO,...")]
+    keep: Vec<f64>,
+}
+
+/// The demo's recipe: the shipped one with less calibration, and 16-bit output so that several models fit a small disk.
+const RECIPE: &str = r#"
+name = "low-rank"
+[calibration]
+corpus = "boolq:calibration"
+windows = 32
+window = 512
+[output]
+dtype = "f16"
+[[passes]]
+pass = "low_rank"
+keep = 0.9
+"#;
+const MODEL: &str = "smollm2";
+const EVALUATION: &str = "boolq:evaluation";
+const WINDOW: usize = 512;
+const WINDOWS: usize = 12;
+/// Tells a demo's directory from anything else that must not be replaced.
+const MARKER: &str = "demo.json";
+
+pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
+    let earlier = args.out.join(MARKER).is_file();
+    if args.out.exists() && !earlier {
+        return Err(Usage::new(
+            format!("`{}` exists and is not an earlier demo's", args.out.display()),
+            "give another `--out`",
+        )
+        .into());
+    }
+    let recipes = args
+        .keep
+        .iter()
+        .map(|keep| {
+            let mut recipe = Recipe::parse(RECIPE, Path::new("demo"), Some(*keep))?;
+            recipe.calibration.seed = context.seed.unwrap_or(0);
+            Ok((*keep, recipe))
+        })
+        .collect::<Result<Vec<(f64, Recipe)>>>()?;
+
+    for item in [MODEL, "eval-tasks"] {
+        fetch(find(item)?, None, &context.printer)?;
+    }
+    let output = OutputDirectory::create(&args.out, earlier)?;
+    let folder = output.path().to_owned();
+    for name in ["models", "results"] {
+        fs_err::create_dir(folder.join(name))?;
+    }
+    let evaluation = context.corpus(EVALUATION)?;
+    let checkpoint = context.open(MODEL)?;
+
+    // The dense model first: if it can not be run, nothing else is worth doing.
+    let mut models = vec![(MODEL.to_owned(), PathBuf::from(MODEL))];
+    models.extend(recipes.iter().map(|(keep, _)| {
+        let name = format!("low-rank-{keep}");
+        let path = Path::new("models").join(&name);
+        (name, path)
+    }));
+    let dense = Evaluation { context, corpus: &evaluation, folder: &folder, out: &args.out };
+    dense.run(&models[0], context.open(MODEL)?)?;
+
+    make_models(context, &checkpoint, recipes, &folder.join("models"))?;
+    for model in &models[1..] {
+        dense.run(model, Checkpoint::open(&folder.join(&model.1))?)?;
+    }
+
+    let options = Options::titled("Cinder demo: SmolLM2-135M-Instruct, low-rank at several keep ratios");
+    write(&read(&[folder.join("results")])?, &folder.join("report"), &options)?;
+    let page = args.out.join("report").join("report.html");
+    let summary = json!({"report": page, "results": args.out.join("results"), "models": args.out.join("models")});
+    output.write(MARKER, format!("{summary:#}\n").as_bytes())?;
+    output.commit()?;
+    context.printer.say("open the report in a browser:");
+    context.printer.result(&summary, &page.display().to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One walk over the blocks makes all models: they share the statistics.
+fn make_models(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    recipes: Vec<(f64, Recipe)>,
+    folder: &Path,
+) -> Result<()> {
+    let Some((_, first)) = recipes.first() else {
+        return Ok(());
+    };
+    let calibration = Calibration::prepare(context, checkpoint, first)?;
+    let job = calibration.job(context, checkpoint, false);
+    let targets = recipes
+        .into_iter()
+        .map(|(keep, recipe)| Target { recipe, out: folder.join(format!("low-rank-{keep}")) })
+        .collect();
+    for outcome in compress(&job, targets, &context.device, &context.printer)? {
+        for warning in &outcome.warnings {
+            context.printer.warn(warning);
+        }
+    }
+    Ok(())
+}
+
+/// What all evaluations of a demo share.
+struct Evaluation<'a> {
+    context: &'a Context,
+    corpus: &'a Corpus,
+    /// Where the demo is being written, and where it will be.
+    folder: &'a Path,
+    out: &'a Path,
+}
+
+impl Evaluation<'_> {
+    fn run(&self, (name, path): &(String, PathBuf), checkpoint: Checkpoint) -> Result<()> {
+        let context = self.context;
+        let tokenizer = checkpoint.tokenizer()?;
+        let decoder = checkpoint.load(&context.device, &context.printer)?;
+        let model = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => self.out.join(path).display().to_string(),
+            _ => name.clone(),
+        };
+        let command = format!(
+            "cinder eval ppl {model} --text {EVALUATION} --window {WINDOW} --windows {WINDOWS}"
+        );
+        let question = Question {
+            corpus: self.corpus,
+            window: WINDOW,
+            windows: WindowChoice::First(WINDOWS),
+            model,
+            name: None,
+            command,
+        };
+        let loaded = Loaded { checkpoint, tokenizer, decoder };
+        let result = measure(context, &loaded, &question)?;
+        let p = &result.perplexity;
+        context.printer.say(&format!("{name}: perplexity {:.2} ± {:.2}", p.perplexity, p.stderr));
+        write_result(&self.folder.join("results").join(format!("{name}.json")), &result)
+    }
+}

@@ -1,0 +1,34 @@
+//! `cinder report`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cinder::reports::{Options, read, write};
+
+use super::context::Context;
+
+/// Draw charts and tables from evaluation results
+///
+/// Reads files made by `cinder eval ppl --out`, or directories of them, and writes charts (SVG and PNG), their data (CSV), a
+/// Markdown table and one self-contained HTML page.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Result files, or directories of them
+    #[arg(required = true, value_name = "DIR|FILE")]
+    results: Vec<PathBuf>,
+    /// The directory to write to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Heading of the page
+    #[arg(long)]
+    title: Option<String>,
+}
+
+pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
+    let options = args.title.map_or_else(Options::default, Options::titled);
+    let report = write(&read(&args.results)?, &args.out, &options)?;
+    let text = report.html.display().to_string();
+    context.printer.result(&serde_json::to_value(&report)?, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
