@@ -1,1 +1,3 @@
+//! Training-free compression of language models: factor, measure, run.
 
+pub mod fetch;
