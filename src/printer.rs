@@ -94,11 +94,13 @@ impl Progress for Printer {
             return;
         }
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = "{msg:>14} {bar:32} {percent:>3} %  {pos}/{len}  {elapsed} (left {eta})  {prefix}";
+            let style =
+                "{msg:>14} {bar:32} {percent:>3} %  {pos}/{len}  {elapsed} (left {eta})  {prefix}";
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             // The template is a constant; an invalid one would only lose the layout.
             bar.set_style(
-                ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+                ProgressStyle::with_template(style)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
             );
             bar.set_message(task.to_owned());
             bar.enable_steady_tick(Duration::from_millis(200));

@@ -34,7 +34,9 @@ fn golden(family: &str) -> Golden {
 
 /// Logits of every kept position within 1e-4, and the greedy continuation token for token.
 fn agrees(decoder: &Decoder, golden: &Golden) {
-    let hidden = decoder.hidden(std::slice::from_ref(&golden.ids), None).expect("runs");
+    let hidden = decoder
+        .hidden(std::slice::from_ref(&golden.ids), None)
+        .expect("runs");
     let [_, tokens, width] = hidden.dims();
     let hidden: Tensor<2> = hidden.reshape([tokens, width]);
     for (position, expected) in golden.positions.iter().zip(&golden.logits) {
@@ -49,7 +51,14 @@ fn agrees(decoder: &Decoder, golden: &Golden) {
         }
     }
     let settings = SamplingSettings::GREEDY;
-    let generation = generate(decoder, &golden.ids[..8], golden.greedy.len(), &[], settings, &mut |_| Ok(()));
+    let generation = generate(
+        decoder,
+        &golden.ids[..8],
+        golden.greedy.len(),
+        &[],
+        settings,
+        &mut |_| Ok(()),
+    );
     assert_eq!(generation.expect("runs").ids, golden.greedy);
 }
 
@@ -89,8 +98,16 @@ fn older_configurations_mean_the_same() {
     for family in ["llama3", "llama_linear"] {
         let source = goldens().join("families").join(family);
         let folder = tempfile::tempdir().expect("temp");
-        std::fs::copy(source.join("config_v4.json"), folder.path().join("config.json")).expect("copies");
-        std::fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).expect("copies");
+        std::fs::copy(
+            source.join("config_v4.json"),
+            folder.path().join("config.json"),
+        )
+        .expect("copies");
+        std::fs::copy(
+            source.join("model.safetensors"),
+            folder.path().join("model.safetensors"),
+        )
+        .expect("copies");
         agrees(&load(folder.path().into()), &golden(family));
     }
 }

@@ -114,10 +114,9 @@ pub fn token_losses(decoder: &Decoder, ids: &[u32]) -> Result<Vec<f64>> {
         let rows = ROWS_AT_ONCE.min(tokens - 1 - first);
         let logits = decoder.logits(hidden.clone().narrow(0, first, rows));
         let vocab = logits.dims()[1];
-        let values = logits
-            .into_data()
-            .try_into_vec::<f32>()
-            .map_err(|e| cinder_models::Error::Request(format!("logits could not be read: {e:?}")))?;
+        let values = logits.into_data().try_into_vec::<f32>().map_err(|e| {
+            cinder_models::Error::Request(format!("logits could not be read: {e:?}"))
+        })?;
         let block: Vec<f64> = values
             .par_chunks(vocab)
             .zip(&ids[first + 1..first + 1 + rows])
@@ -140,7 +139,12 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     // exp in f32 is exact to 1e-7 of each term, far below what the logits themselves are good for.
     let sum: f64 = logits
         .chunks(1024)
-        .map(|block| block.iter().map(|l| f64::from((l - top).exp())).sum::<f64>())
+        .map(|block| {
+            block
+                .iter()
+                .map(|l| f64::from((l - top).exp()))
+                .sum::<f64>()
+        })
         .sum();
     f64::from(top) + sum.ln()
 }
@@ -172,7 +176,10 @@ mod tests {
     #[test]
     fn windows_outside_the_text_are_refused() {
         assert_eq!(WindowChoice::All.indices(3).expect("fits"), [0, 1, 2]);
-        assert_eq!(WindowChoice::Indices(vec![2, 0]).indices(3).expect("fits"), [2, 0]);
+        assert_eq!(
+            WindowChoice::Indices(vec![2, 0]).indices(3).expect("fits"),
+            [2, 0]
+        );
         assert!(WindowChoice::First(4).indices(3).is_err());
         assert!(WindowChoice::First(0).indices(3).is_err());
     }

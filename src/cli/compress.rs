@@ -62,12 +62,19 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     OutputDirectory::check(&out, args.overwrite)?;
     let calibration = Calibration::prepare(context, &checkpoint, &recipe)?;
     let job = calibration.job(context, &checkpoint, args.overwrite);
-    let outcomes = compress(&job, vec![Target { recipe, out }], &context.device, &context.printer)?;
+    let outcomes = compress(
+        &job,
+        vec![Target { recipe, out }],
+        &context.device,
+        &context.printer,
+    )?;
     for outcome in &outcomes {
         for warning in &outcome.warnings {
             context.printer.warn(warning);
         }
-        context.printer.result(&outcome_json(outcome), &outcome_text(outcome))?;
+        context
+            .printer
+            .result(&outcome_json(outcome), &outcome_text(outcome))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -87,7 +94,12 @@ impl Calibration {
         Ok(Calibration { corpus, windows })
     }
 
-    pub fn job<'a>(&'a self, context: &Context, checkpoint: &'a Checkpoint, overwrite: bool) -> Job<'a> {
+    pub fn job<'a>(
+        &'a self,
+        context: &Context,
+        checkpoint: &'a Checkpoint,
+        overwrite: bool,
+    ) -> Job<'a> {
         Job {
             checkpoint,
             windows: &self.windows,
@@ -145,7 +157,11 @@ fn outcome_text(outcome: &Outcome) -> String {
 
 fn dry_run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Result<ExitCode> {
     let config = checkpoint.config();
-    let plans = recipe.passes.iter().map(|p| p.plan(config)).collect::<Result<Vec<Plan>, _>>()?;
+    let plans = recipe
+        .passes
+        .iter()
+        .map(|p| p.plan(config))
+        .collect::<Result<Vec<Plan>, _>>()?;
     let planned: Vec<&PlannedProjection> = plans.iter().flat_map(|p| &p.projections).collect();
     let before = config.dense_projection_scalars();
     let touched: u64 = planned.iter().map(|p| (p.out * p.input) as u64).sum();
@@ -168,8 +184,10 @@ fn dry_run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
     }
     let sites: Vec<Value> = planned
         .iter()
-        .map(|p| json!({"layer": p.layer, "site": p.site.name(), "projection": p.name(),
-                        "shape": [p.out, p.input], "rank": p.rank, "scalars": p.scalars()}))
+        .map(|p| {
+            json!({"layer": p.layer, "site": p.site.name(), "projection": p.name(),
+                        "shape": [p.out, p.input], "rank": p.rank, "scalars": p.scalars()})
+        })
         .collect();
     let value = json!({
         "dry_run": true,
@@ -215,7 +233,8 @@ fn memory_estimate(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     let attention = c.heads * c.head_dim;
     let grams = 2 * gram(c.hidden_size) + gram(attention) + gram(c.intermediate_size);
     // A decomposition holds the weight and two factors in f64; two run side by side.
-    let solving = 3 * gram(c.intermediate_size) + 6 * (c.intermediate_size * c.hidden_size * 8) as u64;
+    let solving =
+        3 * gram(c.intermediate_size) + 6 * (c.intermediate_size * c.hidden_size * 8) as u64;
     let embedding = (c.vocab_size * c.hidden_size * 4) as u64;
     (embedding + hidden).max(2 * hidden + 2 * block + grams + solving)
 }

@@ -106,7 +106,9 @@ impl Context {
         };
         let item = fetch::find("eval-tasks")?;
         let tasks = Fetcher::new()?.cached(item).ok_or_else(|| {
-            NotFetched(format!("`{text}` is in the evaluation data, which is not fetched yet"))
+            NotFetched(format!(
+                "`{text}` is in the evaluation data, which is not fetched yet"
+            ))
         })?;
         Ok(boolq(&tasks.path, half)?)
     }
@@ -146,7 +148,11 @@ fn cuda(_index: usize) -> Result<Device> {
 }
 
 /// What an evaluation records of a model.
-pub fn identity(checkpoint: &Checkpoint, given: &str, name: Option<String>) -> Result<ModelIdentity> {
+pub fn identity(
+    checkpoint: &Checkpoint,
+    given: &str,
+    name: Option<String>,
+) -> Result<ModelIdentity> {
     let recipe = checkpoint.manifest().map(|m| &m.recipe["name"]);
     let recipe = recipe.and_then(|r| r.as_str()).map(str::to_owned);
     let scalars: u64 = checkpoint.projections().iter().map(|p| p.scalars).sum();
@@ -182,6 +188,8 @@ pub fn command_line() -> String {
         false => arg,
     };
     let arguments = std::env::args().skip(1).map(quote);
-    let words: Vec<String> = std::iter::once("cinder".to_owned()).chain(arguments).collect();
+    let words: Vec<String> = std::iter::once("cinder".to_owned())
+        .chain(arguments)
+        .collect();
     words.join(" ")
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use cinder::compress::pipeline::{Target, compress};
 use cinder::compress::recipe::Recipe;
 use cinder::eval::{Corpus, WindowChoice};
-use cinder::fetch::{find, fetch};
+use cinder::fetch::{fetch, find};
 use cinder::models::checkpoint::{Checkpoint, OutputDirectory};
 use cinder::reports::{Options, read, write};
 use serde_json::json;
@@ -27,7 +27,12 @@ pub struct Args {
     #[arg(long, default_value = "cinder-demo", value_name = "DIR")]
     out: PathBuf,
     /// Keep ratios to compress to
-    #[arg(long, value_delimiter = ',', default_value = "0.9,0.8,0.7", value_name = "RATIO,...")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "0.9,0.8,0.7",
+        value_name = "RATIO,..."
+    )]
     keep: Vec<f64>,
 }
 
@@ -55,7 +60,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let earlier = args.out.join(MARKER).is_file();
     if args.out.exists() && !earlier {
         return Err(Usage::new(
-            format!("`{}` exists and is not an earlier demo's", args.out.display()),
+            format!(
+                "`{}` exists and is not an earlier demo's",
+                args.out.display()
+            ),
             "give another `--out`",
         )
         .into());
@@ -88,7 +96,12 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         let path = Path::new("models").join(&name);
         (name, path)
     }));
-    let dense = Evaluation { context, corpus: &evaluation, folder: &folder, out: &args.out };
+    let dense = Evaluation {
+        context,
+        corpus: &evaluation,
+        folder: &folder,
+        out: &args.out,
+    };
     dense.run(&models[0], context.open(MODEL)?)?;
 
     make_models(context, &checkpoint, recipes, &folder.join("models"))?;
@@ -96,14 +109,21 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         dense.run(model, Checkpoint::open(&folder.join(&model.1))?)?;
     }
 
-    let options = Options::titled("Cinder demo: SmolLM2-135M-Instruct, low-rank at several keep ratios");
-    write(&read(&[folder.join("results")])?, &folder.join("report"), &options)?;
+    let options =
+        Options::titled("Cinder demo: SmolLM2-135M-Instruct, low-rank at several keep ratios");
+    write(
+        &read(&[folder.join("results")])?,
+        &folder.join("report"),
+        &options,
+    )?;
     let page = args.out.join("report").join("report.html");
     let summary = json!({"report": page, "results": args.out.join("results"), "models": args.out.join("models")});
     output.write(MARKER, format!("{summary:#}\n").as_bytes())?;
     output.commit()?;
     context.printer.say("open the report in a browser:");
-    context.printer.result(&summary, &page.display().to_string())?;
+    context
+        .printer
+        .result(&summary, &page.display().to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -121,7 +141,10 @@ fn make_models(
     let job = calibration.job(context, checkpoint, false);
     let targets = recipes
         .into_iter()
-        .map(|(keep, recipe)| Target { recipe, out: folder.join(format!("low-rank-{keep}")) })
+        .map(|(keep, recipe)| Target {
+            recipe,
+            out: folder.join(format!("low-rank-{keep}")),
+        })
         .collect();
     for outcome in compress(&job, targets, &context.device, &context.printer)? {
         for warning in &outcome.warnings {
@@ -146,7 +169,9 @@ impl Evaluation<'_> {
         let tokenizer = checkpoint.tokenizer()?;
         let decoder = checkpoint.load(&context.device, &context.printer)?;
         let model = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => self.out.join(path).display().to_string(),
+            Some(parent) if !parent.as_os_str().is_empty() => {
+                self.out.join(path).display().to_string()
+            }
             _ => name.clone(),
         };
         let command = format!(
@@ -160,10 +185,20 @@ impl Evaluation<'_> {
             name: None,
             command,
         };
-        let loaded = Loaded { checkpoint, tokenizer, decoder };
+        let loaded = Loaded {
+            checkpoint,
+            tokenizer,
+            decoder,
+        };
         let result = measure(context, &loaded, &question)?;
         let p = &result.perplexity;
-        context.printer.say(&format!("{name}: perplexity {:.2} ± {:.2}", p.perplexity, p.stderr));
-        write_result(&self.folder.join("results").join(format!("{name}.json")), &result)
+        context.printer.say(&format!(
+            "{name}: perplexity {:.2} ± {:.2}",
+            p.perplexity, p.stderr
+        ));
+        write_result(
+            &self.folder.join("results").join(format!("{name}.json")),
+            &result,
+        )
     }
 }

@@ -49,7 +49,9 @@ fn parse_windows(text: &str) -> Result<WindowChoice, String> {
         return Ok(WindowChoice::First(number(text)?));
     }
     let parts = text.split(',').filter(|t| !t.trim().is_empty());
-    Ok(WindowChoice::Indices(parts.map(number).collect::<Result<_, _>>()?))
+    Ok(WindowChoice::Indices(
+        parts.map(number).collect::<Result<_, _>>()?,
+    ))
 }
 
 /// A model that is loaded and ready to be measured.
@@ -75,7 +77,11 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
     let Kind::Ppl(args) = kind;
     let corpus = context.corpus(&args.text)?;
     let (checkpoint, tokenizer, decoder) = context.load(&args.model)?;
-    let loaded = Loaded { checkpoint, tokenizer, decoder };
+    let loaded = Loaded {
+        checkpoint,
+        tokenizer,
+        decoder,
+    };
     let question = Question {
         corpus: &corpus,
         window: args.window,
@@ -100,7 +106,12 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
 
 /// Measures the perplexity of a loaded model and says everything about how.
 pub fn measure(context: &Context, loaded: &Loaded, question: &Question<'_>) -> Result<EvalResult> {
-    let Question { corpus, window, windows, .. } = question;
+    let Question {
+        corpus,
+        window,
+        windows,
+        ..
+    } = question;
     let tokens = loaded.tokenizer.encode(&corpus.text())?;
     let start = Instant::now();
     let perplexity = perplexity(

@@ -46,7 +46,10 @@ impl Item {
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let item = fetch::find(args.item.name())?;
-    let request = Request { from: args.from.as_deref(), verify: args.verify };
+    let request = Request {
+        from: args.from.as_deref(),
+        verify: args.verify,
+    };
     let fetched = Fetcher::new()?.fetch(item, request, &context.printer)?;
     let path = fetched.path.display().to_string();
     let value = json!({

@@ -63,7 +63,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     if let Some(error) = failed {
         return Err(error.into());
     }
-    context.printer.stream(&stream.finish()?.unwrap_or_default())?;
+    context
+        .printer
+        .stream(&stream.finish()?.unwrap_or_default())?;
     let text = tokenizer.decode(&generation.ids, true)?;
     let value = json!({
         "prompt_ids": prompt,

@@ -72,7 +72,11 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         config.intermediate_size,
         count(config.vocab_size as u64),
         count(config.max_context as u64),
-        if config.tied_embeddings { "tied" } else { "untied" },
+        if config.tied_embeddings {
+            "tied"
+        } else {
+            "untied"
+        },
         checkpoint.stored_as(),
     );
     let mut summary = table(&["", ""]);
@@ -94,7 +98,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
 }
 
 /// Totals by (site, kind).
-fn totals(projections: &[ProjectionInfo]) -> BTreeMap<(cinder::models::Site, &'static str), [u64; 3]> {
+fn totals(
+    projections: &[ProjectionInfo],
+) -> BTreeMap<(cinder::models::Site, &'static str), [u64; 3]> {
     let mut totals = BTreeMap::new();
     for p in projections {
         let entry = totals.entry((p.site, p.kind)).or_insert([0; 3]);
@@ -116,7 +122,14 @@ fn sites(projections: &[ProjectionInfo]) -> Vec<Value> {
 }
 
 fn site_table(projections: &[ProjectionInfo]) -> comfy_table::Table {
-    let mut out = table(&["site", "kind", "projections", "scalars", "in memory", "on disk"]);
+    let mut out = table(&[
+        "site",
+        "kind",
+        "projections",
+        "scalars",
+        "in memory",
+        "on disk",
+    ]);
     for ((site, kind), [n, scalars, disk]) in totals(projections) {
         out.add_row(vec![
             site.name().to_owned(),

@@ -31,7 +31,14 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let [_, tokens, width] = hidden.dims();
     let hidden: Tensor<2> = hidden.reshape([tokens, width]);
 
-    let mut out = table(&["position", "id", "token", "next ids", "logits", "log-sum-exp"]);
+    let mut out = table(&[
+        "position",
+        "id",
+        "token",
+        "next ids",
+        "logits",
+        "log-sum-exp",
+    ]);
     let (mut top_ids, mut top_logits, mut sums) = (Vec::new(), Vec::new(), Vec::new());
     for (position, id) in ids.iter().enumerate() {
         let row = decoder.logits(hidden.clone().narrow(0, position, 1));
@@ -57,7 +64,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         top_logits.push(values);
         sums.push(sum);
     }
-    let value = json!({"ids": ids, "top_ids": top_ids, "top_logits": top_logits, "logsumexp": sums});
+    let value =
+        json!({"ids": ids, "top_ids": top_ids, "top_logits": top_logits, "logsumexp": sums});
     context.printer.result(&value, &out.to_string())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -29,7 +29,12 @@ use context::{Context, Usage};
 ///
 /// Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
 #[derive(Parser)]
-#[command(name = "cinder", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "cinder",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -128,7 +133,9 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 /// The hint of whichever crate's error this is.
 fn hint_of(error: &anyhow::Error) -> Option<String> {
-    fn of<E: Hint + std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<String> {
+    fn of<E: Hint + std::error::Error + Send + Sync + 'static>(
+        error: &anyhow::Error,
+    ) -> Option<String> {
         error.downcast_ref::<E>().and_then(Hint::hint)
     }
     of::<cinder::models::Error>(error)

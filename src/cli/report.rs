@@ -29,6 +29,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let options = args.title.map_or_else(Options::default, Options::titled);
     let report = write(&read(&args.results)?, &args.out, &options)?;
     let text = report.html.display().to_string();
-    context.printer.result(&serde_json::to_value(&report)?, &text)?;
+    context
+        .printer
+        .result(&serde_json::to_value(&report)?, &text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -24,9 +24,14 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     found.problems.extend(tokenizer);
     found.ok = found.problems.is_empty();
     let text = match found.ok {
-        true => format!("ok: {} tensors, {} files with hashes", found.tensors, found.files),
+        true => format!(
+            "ok: {} tensors, {} files with hashes",
+            found.tensors, found.files
+        ),
         false => found.problems.join("\n"),
     };
-    context.printer.result(&serde_json::to_value(&found)?, &text)?;
+    context
+        .printer
+        .result(&serde_json::to_value(&found)?, &text)?;
     Ok(ExitCode::from(u8::from(!found.ok)))
 }

@@ -362,10 +362,3 @@ fn boolq_halves_of_the_real_data_are_disjoint() {
         2938
     );
 }
-#[test]
-fn manual() {
-    for f in ["wiki.test.raw", "wiki.valid.raw", "wiki.train.first1M.raw", "c4_1480.jsonl"] {
-        let c = Corpus::read(&PathBuf::from("/work/shared/data/text").join(f), &CorpusFormat::Auto).unwrap();
-        println!("{f} {} {} {}", c.documents.len(), c.text().chars().count(), c.sha256());
-    }
-}
