@@ -8,17 +8,17 @@ pub(super) fn check(tokenizer: &Value) -> Result<(), String> {
     if let Some(model) = tokenizer.get("model") {
         check_merges(model)?;
     }
-    tokenizer.get("post_processor").map_or(Ok(()), check_post_processor)
+    tokenizer
+        .get("post_processor")
+        .map_or(Ok(()), check_post_processor)
 }
 
-/// Dropout makes training texts noisy; here the same text must always give the same ids.
-pub(super) fn remove_dropout(tokenizer: &mut Value) {
-    if let Some(dropout) = tokenizer
+/// Dropout makes training texts noisy; here the same text must always give the same ids. Whether there was any.
+pub(super) fn remove_dropout(tokenizer: &mut Value) -> bool {
+    tokenizer
         .get_mut("model")
         .and_then(|model| model.get_mut("dropout"))
-    {
-        *dropout = Value::Null;
-    }
+        .is_some_and(|dropout| !dropout.take().is_null())
 }
 
 fn check_merges(model: &Value) -> Result<(), String> {
@@ -52,9 +52,13 @@ fn check_merges(model: &Value) -> Result<(), String> {
                     .is_some_and(|rest| known(&format!("{left}{rest}")))
         });
         // A `#version` line is a comment in the form that merges had as text.
-        let comment = merge.as_str().is_some_and(|text| text.starts_with("#version"));
+        let comment = merge
+            .as_str()
+            .is_some_and(|text| text.starts_with("#version"));
         if !sound && !comment {
-            return Err(format!("merge {merge} is not made of tokens of the vocabulary"));
+            return Err(format!(
+                "merge {merge} is not made of tokens of the vocabulary"
+            ));
         }
     }
     Ok(())

@@ -240,8 +240,7 @@ fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<tokenizers
     }
     if let Some(words) = pre.words {
         let pattern = SplitPattern::Regex(words.into());
-        let split =
-            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(failed)?;
+        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(failed)?;
         steps.push(split.into());
     }
     steps.push(ByteLevel::new(false, true, pre.words.is_none()).into());

@@ -95,8 +95,7 @@ pub(super) fn model_config(
         "mlp.up_proj.bias",
         "mlp.down_proj.bias",
     ])?;
-    let qk_norm =
-        presence.all_or_none(&["self_attn.q_norm.weight", "self_attn.k_norm.weight"])?;
+    let qk_norm = presence.all_or_none(&["self_attn.q_norm.weight", "self_attn.k_norm.weight"])?;
 
     let mut config = ModelConfig {
         family,
@@ -172,9 +171,8 @@ impl Reader<'_> {
                     .ok()
                     .filter(|_| (1..=cap).contains(&value))
                     .ok_or_else(|| {
-                        self.metadata.error(format!(
-                            "metadata `{key}` = {value}, expected 1 to {cap}"
-                        ))
+                        self.metadata
+                            .error(format!("metadata `{key}` = {value}, expected 1 to {cap}"))
                     })
             })
             .transpose()

@@ -107,10 +107,7 @@ pub(super) fn type_name(id: u32) -> String {
 
 /// The names of [`FORMATS`], for hints.
 pub(super) fn supported_names() -> String {
-    FORMATS
-        .each_ref()
-        .map(|format| format.name)
-        .join(", ")
+    FORMATS.each_ref().map(|format| format.name).join(", ")
 }
 
 /// Decodes `input`, which holds rows of `row_length` weights, into `output`, whose row `r` is row `source_row(r)` of

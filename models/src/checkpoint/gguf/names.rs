@@ -77,14 +77,14 @@ pub(super) fn meaning(gguf: &str) -> Meaning {
     if stem == "attn_rot_embd" {
         return Meaning::Harmless;
     }
-    LAYER
-        .iter()
-        .find(|(ours, _, _)| *ours == stem)
-        .map_or(Meaning::Unknown, |(_, name, rotated)| Meaning::Weight {
+    LAYER.iter().find(|(ours, _, _)| *ours == stem).map_or(
+        Meaning::Unknown,
+        |(_, name, rotated)| Meaning::Weight {
             name: format!("model.layers.{layer}.{name}.{kind}"),
             layer: Some(layer),
             rotated: *rotated,
-        })
+        },
+    )
 }
 
 #[cfg(test)]

@@ -249,9 +249,10 @@ impl<R: Read> Cursor<R> {
         match self.bytes::<1>("boolean")? {
             [0] => Ok(false),
             [1] => Ok(true),
-            [other] => {
-                Err(self.corrupt(format!("{} holds boolean {other}, not 0 or 1", self.context)))
-            }
+            [other] => Err(self.corrupt(format!(
+                "{} holds boolean {other}, not 0 or 1",
+                self.context
+            ))),
         }
     }
 
@@ -337,7 +338,9 @@ impl<R: Read> Cursor<R> {
         count: u64,
         convert: impl Fn([u8; N]) -> T,
     ) -> Result<Vec<T>> {
-        self.elements(count, N as u64, |cursor| Ok(convert(cursor.bytes("element")?)))
+        self.elements(count, N as u64, |cursor| {
+            Ok(convert(cursor.bytes("element")?))
+        })
     }
 
     fn elements<T>(
