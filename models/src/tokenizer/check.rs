@@ -13,14 +13,12 @@ pub(super) fn check(tokenizer: &Value) -> Result<(), String> {
         .map_or(Ok(()), check_post_processor)
 }
 
-/// Dropout makes training texts noisy; here the same text must always give the same ids.
-pub(super) fn remove_dropout(tokenizer: &mut Value) {
-    if let Some(dropout) = tokenizer
+/// Dropout makes training texts noisy; here the same text must always give the same ids. Whether there was any.
+pub(super) fn remove_dropout(tokenizer: &mut Value) -> bool {
+    tokenizer
         .get_mut("model")
         .and_then(|model| model.get_mut("dropout"))
-    {
-        *dropout = Value::Null;
-    }
+        .is_some_and(|dropout| !dropout.take().is_null())
 }
 
 fn check_merges(model: &Value) -> Result<(), String> {

@@ -44,11 +44,17 @@ impl Tokenizer {
                 format!("the file is {length} bytes long, more than {MAX_FILE_BYTES}"),
             ));
         }
-        let mut value: serde_json::Value = serde_json::from_slice(&fs_err::read(path)?)
+        let bytes = fs_err::read(path)?;
+        let mut value: serde_json::Value = serde_json::from_slice(&bytes)
             .map_err(|cause| error(path, format!("it is not JSON: {cause}")))?;
         check::check(&value).map_err(|why| error(path, why))?;
-        check::remove_dropout(&mut value);
-        let inner = tokenizers::Tokenizer::from_bytes(value.to_string())
+        let bytes = if check::remove_dropout(&mut value) {
+            value.to_string().into_bytes()
+        } else {
+            bytes
+        };
+        drop(value);
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|cause| error(path, cause.to_string()))?;
         Self::new(inner, path)
     }

@@ -1,6 +1,6 @@
 //! GGUF files of llama.cpp, versions 2 and 3, little endian: metadata, configuration and weights as f32.
 //!
-//! A [`GgufSource`] reads the header once (see [`reader`] for what it refuses) and each tensor when asked.
+//! A [`GgufSource`] reads the header once (see `reader.rs` for what it refuses) and each tensor when asked.
 
 mod config;
 mod dequant;
@@ -56,16 +56,16 @@ impl GgufSource {
     /// types or tensors that Cinder does not know.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path)?;
-        let about = file.metadata()?;
-        if !about.is_file() {
+        // Before opening: opening a pipe would wait for a writer.
+        if !fs_err::metadata(path)?.is_file() {
             return Err(Error::NotAModel {
                 path: path.to_owned(),
                 why: "it is not a file".into(),
                 hint: "give a `.gguf` file or a Hugging Face directory".into(),
             });
         }
-        let header = reader::read_header(path, &file, about.len())?;
+        let file = File::open(path)?;
+        let header = reader::read_header(path, &file, file.metadata()?.len())?;
         let file = Mutex::new(file);
 
         let mut divisors = None;

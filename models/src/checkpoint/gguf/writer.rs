@@ -2,12 +2,22 @@
 
 /// A file under construction. Keys and tensors are appended as given; nothing is checked.
 pub(crate) struct Writer {
-    pub version: u32,
+    version: u32,
     keys: Vec<Vec<u8>>,
-    tensors: Vec<(String, Vec<u64>, u32, Option<u64>, Vec<u8>)>,
-    pub alignment: usize,
+    tensors: Vec<Tensor>,
+    alignment: usize,
 }
 
+struct Tensor {
+    name: String,
+    dims: Vec<u64>,
+    kind: u32,
+    /// Where it is said to be, if not where it is.
+    offset: Option<u64>,
+    data: Vec<u8>,
+}
+
+/// A string as GGUF has it: length, bytes.
 pub(crate) fn string(text: &str) -> Vec<u8> {
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
     bytes.extend(text.as_bytes());
@@ -22,6 +32,11 @@ impl Writer {
             tensors: Vec::new(),
             alignment: 32,
         }
+    }
+
+    /// The same with another version number.
+    pub fn version(self, version: u32) -> Self {
+        Writer { version, ..self }
     }
 
     /// A key with its value's bytes as they are in the file.
@@ -49,7 +64,7 @@ impl Writer {
         self.raw(key, 8, &string(value))
     }
 
-    fn array(self, key: &str, kind: u32, count: usize, elements: &[u8]) -> Self {
+    pub fn array(self, key: &str, kind: u32, count: usize, elements: &[u8]) -> Self {
         let mut bytes = kind.to_le_bytes().to_vec();
         bytes.extend((count as u64).to_le_bytes());
         bytes.extend(elements);
@@ -73,15 +88,25 @@ impl Writer {
 
     /// A tensor with GGUF's order of dimensions, placed after the one before.
     pub fn tensor(mut self, name: &str, dims: &[u64], kind: u32, data: Vec<u8>) -> Self {
-        self.tensors
-            .push((name.into(), dims.to_vec(), kind, None, data));
+        self.tensors.push(Tensor {
+            name: name.into(),
+            dims: dims.to_vec(),
+            kind,
+            offset: None,
+            data,
+        });
         self
     }
 
     /// A tensor said to be at `offset`.
     pub fn tensor_at(mut self, name: &str, dims: &[u64], kind: u32, offset: u64) -> Self {
-        self.tensors
-            .push((name.into(), dims.to_vec(), kind, Some(offset), Vec::new()));
+        self.tensors.push(Tensor {
+            name: name.into(),
+            dims: dims.to_vec(),
+            kind,
+            offset: Some(offset),
+            data: Vec::new(),
+        });
         self
     }
 
@@ -98,7 +123,14 @@ impl Writer {
         bytes.extend((self.keys.len() as u64).to_le_bytes());
         bytes.extend(self.keys.iter().flatten());
         let mut data = Vec::new();
-        for (name, dims, kind, offset, values) in &self.tensors {
+        for Tensor {
+            name,
+            dims,
+            kind,
+            offset,
+            data: values,
+        } in &self.tensors
+        {
             bytes.extend(string(name));
             bytes.extend((dims.len() as u32).to_le_bytes());
             bytes.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
