@@ -52,8 +52,12 @@ pub(crate) fn chart_note(group: &Group<'_>) -> String {
     let single = group.rows.iter().all(|row| row.stderr().is_none());
     let bars = match (single, group.dense().is_some()) {
         (true, _) => "No error bars: a single window was scored.",
-        (false, true) => "Bars and grey band: ± 1 standard error over the windows.",
-        (false, false) => "Bars: ± 1 standard error over the windows.",
+        (false, true) => {
+            "Bars and grey band: ± 1 standard error over the windows; bars shorter than their marker are left out."
+        }
+        (false, false) => {
+            "Bars: ± 1 standard error over the windows; bars shorter than their marker are left out."
+        }
     };
     if group.dense().is_some() {
         bars.to_owned()

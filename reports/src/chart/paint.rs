@@ -233,6 +233,13 @@ fn values(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
         let value = number::significant(row.result.perplexity.perplexity);
         let wide = font::width(&value, LABEL, false);
         if let Some(area) = obstacles.place(point(row, frame), wide, LABEL) {
+            // Grid lines pause behind a value.
+            canvas.rectangle(
+                (area.left - 2.0, area.top),
+                (area.right + 2.0, area.bottom),
+                PAPER,
+                0.9,
+            )?;
             let baseline = f64::midpoint(area.top, area.bottom) + LABEL * MIDDLE;
             let set = Type {
                 size: LABEL,
