@@ -119,7 +119,7 @@ pub(crate) fn protocol(group: &Group<'_>) -> Vec<String> {
     };
     let scored = format!(
         "{overlap}; in each, every token but the first is scored given the ones before it in the same window, {} a window. \
-         Scored: {} {}, {} tokens in all. No window was skipped.",
+         Scored: {} {}, {} tokens in all.",
         number::count(measured.window.saturating_sub(1)),
         if measured.windows.len() == 1 {
             "window"
@@ -135,7 +135,7 @@ pub(crate) fn protocol(group: &Group<'_>) -> Vec<String> {
     } else {
         let ids: Vec<String> = measured.bos_ids.iter().map(u32::to_string).collect();
         format!(
-            "The tokenizer puts beginning-of-sequence token {} before the text, once.",
+            "The tokenizer puts beginning-of-sequence token {} before the text.",
             ids.join(", ")
         )
     };

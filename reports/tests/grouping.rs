@@ -83,6 +83,18 @@ fn an_improvement_is_not_called_a_rise() {
 }
 
 #[test]
+fn several_recipes_are_compared_where_they_meet() {
+    let text = markdown(&crowded());
+    assert!(
+        text.contains(
+            "Keeping 70 % of the decoder-projection weights, shared basis with identity blocks has the lowest \
+             perplexity, 61.30 (×2.923), against 66.00 (×3.147) with group-head low rank and 182.1 (×8.681) with low-rank."
+        ),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_single_window_has_no_standard_error() {
     let mut single = sample();
     for each in &mut single {
