@@ -59,11 +59,14 @@ pub(crate) fn chart_note(group: &Group<'_>) -> String {
             "Bars: ± 1 standard error over the windows; bars shorter than their marker are left out."
         }
     };
-    if group.dense().is_some() {
-        bars.to_owned()
-    } else {
-        format!("{bars} No dense reference was given.")
+    let mut note = bars.to_owned();
+    if group.series().len() > 1 {
+        note.push_str(" Values without room are in the table only.");
     }
+    if group.dense().is_none() {
+        note.push_str(" No dense reference was given.");
+    }
+    note
 }
 
 /// The chart in words, for readers who cannot see it.
