@@ -13,10 +13,12 @@ pub(crate) fn findings(group: &Group<'_>) -> Vec<String> {
         });
     }
     let several = series.len() > 1;
-    let mut sentences: Vec<String> = series
-        .iter()
-        .filter_map(|(name, rows)| sentence(group.dense(), several.then_some(*name), rows))
-        .collect();
+    let mut sentences: Vec<String> = comparison(&series).into_iter().collect();
+    sentences.extend(
+        series
+            .iter()
+            .filter_map(|(name, rows)| sentence(group.dense(), several.then_some(*name), rows)),
+    );
     if group.dense().is_none() {
         sentences.push(wording::NO_DENSE.to_owned());
     }
@@ -25,15 +27,13 @@ pub(crate) fn findings(group: &Group<'_>) -> Vec<String> {
 
 fn sentence(dense: Option<&Row<'_>>, recipe: Option<&str>, rows: &[&Row<'_>]) -> Option<String> {
     let (first, last) = (rows.first()?, rows.last()?);
-    let subject = recipe.map_or_else(String::new, |name| format!("{name}: "));
+    let keeping = recipe.map_or_else(
+        || "Keeping".to_owned(),
+        |name| format!("With {name}, keeping"),
+    );
     let share = |row: &Row<'_>| number::percent(row.result.model.keep_ratio);
-    let keeping = if subject.is_empty() {
-        "Keeping"
-    } else {
-        "keeping"
-    };
     let mut text = format!(
-        "{subject}{keeping} {} of the decoder-projection weights ",
+        "{keeping} {} of the decoder-projection weights ",
         share(first)
     );
     match dense {
@@ -52,6 +52,45 @@ fn sentence(dense: Option<&Row<'_>>, recipe: Option<&str>, rows: &[&Row<'_>]) ->
     }
     text.push('.');
     Some(text)
+}
+
+/// How far apart two keep ratios may lie to be called the same.
+const SAME_KEEP: f64 = 0.005;
+
+/// The recipes against each other where they can be compared: at the smallest keep ratio that two of them share.
+fn comparison(series: &[(&str, Vec<&Row<'_>>)]) -> Option<String> {
+    let at = |keep: f64| -> Vec<&Row<'_>> {
+        let near = |row: &&&Row<'_>| (row.result.model.keep_ratio - keep).abs() <= SAME_KEEP;
+        series
+            .iter()
+            .filter_map(|(_, rows)| rows.iter().find(near).copied())
+            .collect()
+    };
+    let ratios = series
+        .iter()
+        .flat_map(|(_, rows)| rows.iter().map(|row| row.result.model.keep_ratio));
+    let shared = ratios
+        .filter(|&keep| at(keep).len() > 1)
+        .min_by(f64::total_cmp)?;
+    let mut rows = at(shared);
+    rows.sort_by(|a, b| {
+        a.result
+            .perplexity
+            .perplexity
+            .total_cmp(&b.result.perplexity.perplexity)
+    });
+    let (best, others) = rows.split_first()?;
+    let others: Vec<String> = others
+        .iter()
+        .map(|row| format!("{} with {}", reached(row), row.recipe()))
+        .collect();
+    Some(format!(
+        "Keeping {} of the decoder-projection weights, {} has the lowest perplexity, {}, against {}.",
+        number::percent(shared),
+        best.recipe(),
+        reached(best),
+        others.join(" and ")
+    ))
 }
 
 fn effect(dense: &Row<'_>, row: &Row<'_>) -> &'static str {

@@ -1,5 +1,6 @@
 //! Which measurements may stand on one chart, and how each compares with the dense model.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -139,7 +140,8 @@ pub(crate) fn group(evaluations: &[Evaluation]) -> Result<Vec<Group<'_>>, Report
         .into_values()
         .map(compare)
         .collect::<Result<Vec<_>, _>>()?;
-    groups.sort_by(|a, b| name_and_window(a).cmp(&name_and_window(b)));
+    // The group with most to say leads the report.
+    groups.sort_by_key(|group| (Reverse(group.rows.len()), name_and_window(group)));
     Ok(groups)
 }
 

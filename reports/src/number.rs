@@ -36,8 +36,22 @@ pub(crate) fn with_error(value: f64, error: Option<f64>) -> String {
         Some(error) if value.abs() >= SCIENTIFIC => {
             format!("{} ± {}", scientific(value), scientific(error))
         }
-        Some(error) => format!("{} ± {}", significant(value), fixed(error, decimals(value))),
+        Some(error) => format!(
+            "{} ± {}",
+            significant(value),
+            rounded(error, decimals(value))
+        ),
         None => significant(value),
+    }
+}
+
+/// An error at the precision of its value; one that would read as zero is given as a bound, as it is not zero.
+fn rounded(error: f64, decimals: usize) -> String {
+    let smallest = 10f64.powi(-(decimals as i32));
+    if error > 0.0 && error < smallest / 2.0 {
+        format!("<{}", fixed(smallest, decimals))
+    } else {
+        fixed(error, decimals)
     }
 }
 
@@ -139,6 +153,8 @@ mod tests {
         assert_eq!(with_error(20.9712, Some(0.8349)), "20.97 ± 0.83");
         assert_eq!(with_error(1_234.5, Some(56.4)), "1,234 ± 56");
         assert_eq!(with_error(20.9712, None), "20.97");
+        assert_eq!(with_error(1.34, Some(0.0001)), "1.340 ± <0.001");
+        assert_eq!(with_error(1.34, Some(0.0)), "1.340 ± 0.000");
         assert_eq!(with_error(2e9, Some(1.5e8)), "2.000×10⁹ ± 1.500×10⁸");
     }
 

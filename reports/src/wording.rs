@@ -52,14 +52,21 @@ pub(crate) fn chart_note(group: &Group<'_>) -> String {
     let single = group.rows.iter().all(|row| row.stderr().is_none());
     let bars = match (single, group.dense().is_some()) {
         (true, _) => "No error bars: a single window was scored.",
-        (false, true) => "Bars and grey band: ± 1 standard error over the windows.",
-        (false, false) => "Bars: ± 1 standard error over the windows.",
+        (false, true) => {
+            "Bars and grey band: ± 1 standard error over the windows; bars shorter than their marker are left out."
+        }
+        (false, false) => {
+            "Bars: ± 1 standard error over the windows; bars shorter than their marker are left out."
+        }
     };
-    if group.dense().is_some() {
-        bars.to_owned()
-    } else {
-        format!("{bars} No dense reference was given.")
+    let mut note = bars.to_owned();
+    if group.series().len() > 1 {
+        note.push_str(" Values without room are in the table only.");
     }
+    if group.dense().is_none() {
+        note.push_str(" No dense reference was given.");
+    }
+    note
 }
 
 /// The chart in words, for readers who cannot see it.
@@ -115,7 +122,7 @@ pub(crate) fn protocol(group: &Group<'_>) -> Vec<String> {
     };
     let scored = format!(
         "{overlap}; in each, every token but the first is scored given the ones before it in the same window, {} a window. \
-         Scored: {} {}, {} tokens in all. No window was skipped.",
+         Scored: {} {}, {} tokens in all.",
         number::count(measured.window.saturating_sub(1)),
         if measured.window_indices.len() == 1 {
             "window"
@@ -131,7 +138,7 @@ pub(crate) fn protocol(group: &Group<'_>) -> Vec<String> {
     } else {
         let ids: Vec<String> = measured.bos_ids.iter().map(u32::to_string).collect();
         format!(
-            "The tokenizer puts beginning-of-sequence token {} before the text, once.",
+            "The tokenizer puts beginning-of-sequence token {} before the text.",
             ids.join(", ")
         )
     };

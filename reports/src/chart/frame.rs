@@ -75,7 +75,7 @@ impl Frame {
                 cursor += LINE;
                 subtitle.push((line, cursor));
             }
-            cursor += 14.0;
+            cursor += 20.0;
         }
         let (legend, after) = legend(group, margin, inner, cursor);
         cursor = after;
@@ -86,7 +86,7 @@ impl Frame {
         } else {
             "perplexity (lower is better)"
         };
-        cursor += if legend.is_empty() { 12.0 } else { 24.0 };
+        cursor += if legend.is_empty() { 12.0 } else { 28.0 };
         let y_label = (kind.to_owned(), cursor);
         let top = cursor + 10.0;
         let bottom = top + plot_height;

@@ -22,6 +22,13 @@ impl Area {
         }
     }
 
+    /// From the nearest edge to a point; 0 inside.
+    fn distance(&self, (x, y): Point) -> f64 {
+        let across = (self.left - x).max(x - self.right).max(0.0);
+        let down = (self.top - y).max(y - self.bottom).max(0.0);
+        across.hypot(down)
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         self.left < other.right
             && other.left < self.right
@@ -68,6 +75,8 @@ pub(crate) struct Obstacles {
     pub inside: Area,
     /// Markers, error bars and placed labels.
     pub areas: Vec<Area>,
+    /// Centres of all markers: a label stays nearer to its own than to any other.
+    pub markers: Vec<Point>,
     /// Series lines and the dense line.
     pub lines: Vec<(Point, Point)>,
 }
@@ -81,9 +90,18 @@ impl Obstacles {
     /// A free place for a label of `width × height` near `point`, taken from then on; none where there is no room (the
     /// table has the value).
     pub fn place(&mut self, point: Point, width: f64, height: f64) -> Option<Area> {
-        let free = candidates(point, width, height).find(|area| self.is_free(area))?;
+        let free = candidates(point, width, height)
+            .find(|area| self.is_free(area) && self.belongs(area, point))?;
         self.areas.push(free);
         Some(free)
+    }
+
+    /// Whether a reader would give the label to `point` and not to a neighbour.
+    fn belongs(&self, area: &Area, point: Point) -> bool {
+        let others = self.markers.iter().filter(|&&other| other != point);
+        others
+            .into_iter()
+            .all(|&other| area.distance(other) > area.distance(point) + AIR)
     }
 
     fn is_free(&self, area: &Area) -> bool {
@@ -144,6 +162,7 @@ mod tests {
         let mut obstacles = Obstacles {
             inside: PAGE,
             areas: vec![Area::around((100.0, 100.0), 6.0)],
+            markers: Vec::new(),
             lines: vec![((100.0, 100.0), (200.0, 80.0))],
         };
         let first = obstacles
@@ -157,10 +176,25 @@ mod tests {
     }
 
     #[test]
+    fn a_label_is_nearest_to_its_own_marker() {
+        let (upper, lower) = ((100.0, 95.0), (100.0, 102.0));
+        let mut obstacles = Obstacles {
+            inside: PAGE,
+            areas: vec![Area::around(upper, 6.0), Area::around(lower, 6.0)],
+            markers: vec![upper, lower],
+            lines: Vec::new(),
+        };
+        let above = obstacles.place(upper, 40.0, 12.0).expect("room enough");
+        let below = obstacles.place(lower, 40.0, 12.0).expect("room enough");
+        assert!(above.bottom < below.top);
+    }
+
+    #[test]
     fn no_label_rather_than_one_outside() {
         let mut obstacles = Obstacles {
             inside: PAGE,
             areas: Vec::new(),
+            markers: Vec::new(),
             lines: Vec::new(),
         };
         assert_eq!(obstacles.place((100.0, 100.0), 190.0, 150.0), None);

@@ -207,6 +207,7 @@ fn values(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
             bottom,
         },
         areas: Vec::new(),
+        markers: Vec::new(),
         lines: Vec::new(),
     };
     if let Some(row) = group.dense() {
@@ -221,6 +222,7 @@ fn values(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
         obstacles
             .areas
             .extend(points.iter().map(|&at| Area::around(at, RADIUS * 1.3)));
+        obstacles.markers.extend(&points);
         let bars = rows.iter().filter_map(|row| error_bar(row, frame));
         obstacles.areas.extend(bars.map(|(high, low)| Area {
             left: high.0 - CAP,
@@ -233,6 +235,13 @@ fn values(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
         let value = number::significant(row.result.perplexity.perplexity);
         let wide = font::width(&value, LABEL, false);
         if let Some(area) = obstacles.place(point(row, frame), wide, LABEL) {
+            // Grid lines pause behind a value.
+            canvas.rectangle(
+                (area.left - 2.0, area.top),
+                (area.right + 2.0, area.bottom),
+                PAPER,
+                0.9,
+            )?;
             let baseline = f64::midpoint(area.top, area.bottom) + LABEL * MIDDLE;
             let set = Type {
                 size: LABEL,

@@ -19,7 +19,7 @@ pub fn evaluation(
     let mean = perplexity.ln();
     // The text's difficulty, the same for all models, and a little of the model's own; both sum to zero.
     let shared = |i: u64| 0.02 * (i as f64 - 7.5);
-    let own = |i: u64| if i.is_multiple_of(2) { 1.0 } else { -1.0 } * 0.01 * (2.0 - keep_ratio);
+    let own = |i: u64| if i.is_multiple_of(2) { 1.0 } else { -1.0 } * 0.15 * (1.0 - keep_ratio);
     let window_nll: Vec<f64> = windows.iter().map(|&i| mean + shared(i) + own(i)).collect();
     let variance = window_nll
         .iter()
