@@ -39,11 +39,6 @@ impl Printer {
         }
     }
 
-    /// Whether results are printed as JSON.
-    pub fn json(&self) -> bool {
-        self.json
-    }
-
     /// Prints the result of a command: `value` with `--json`, else `text`.
     pub fn result(&self, value: &Value, text: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();

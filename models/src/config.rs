@@ -268,6 +268,8 @@ fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
             high_freq_factor: n.number("high_freq_factor")?,
             original_context: n.number("original_max_position_embeddings")?,
         },
+        // Our own word, for the irregular divisors some GGUF files carry.
+        "divisors" => RopeScaling::Divisors(n.numbers("divisors")?),
         other => return Err(fields.unsupported(format!("rotary scaling `{other}`"))),
     };
     Ok((theta, scaling))
@@ -332,6 +334,12 @@ impl Fields<'_> {
         } else {
             Ok(default)
         }
+    }
+
+    fn numbers(&self, key: &str) -> Result<Vec<f32>> {
+        let list = self.map.get(key).and_then(Value::as_array);
+        list.and_then(|l| l.iter().map(|v| v.as_f64().map(|v| v as f32)).collect())
+            .ok_or_else(|| self.wrong(key, "a list of numbers"))
     }
 
     fn flag(&self, key: &str, default: bool) -> Result<bool> {

@@ -56,12 +56,9 @@ pub(crate) fn check(evaluation: &Evaluation) -> Result<(), ReportError> {
 fn finite(evaluation: &Evaluation) -> Result<(), ReportError> {
     let result = &evaluation.result;
     let single = [
-        ("perplexity.perplexity", result.perplexity.perplexity),
-        ("perplexity.stderr", result.perplexity.stderr),
-        (
-            "perplexity.tokens_per_second",
-            result.perplexity.tokens_per_second,
-        ),
+        ("perplexity", result.perplexity.perplexity),
+        ("stderr", result.perplexity.stderr),
+        ("tokens_per_second", result.perplexity.tokens_per_second),
         ("model.keep_ratio", result.model.keep_ratio),
         ("seconds", result.seconds),
     ];
@@ -69,7 +66,7 @@ fn finite(evaluation: &Evaluation) -> Result<(), ReportError> {
         .into_iter()
         .map(|(field, value)| (field.to_owned(), value));
     let windows = result.perplexity.window_nll.iter().enumerate();
-    let windows = windows.map(|(index, &value)| (format!("perplexity.window_nll[{index}]"), value));
+    let windows = windows.map(|(index, &value)| (format!("window_nll[{index}]"), value));
     match single.chain(windows).find(|(_, value)| !value.is_finite()) {
         Some((field, value)) => Err(ReportError::NotFinite {
             file: evaluation.file.clone(),

@@ -47,7 +47,7 @@ fn each_way_of_measuring_has_its_own_chart() {
     for change in [
         |e: &mut Evaluation| e.result.corpus.sha256 = "other".to_owned(),
         |e: &mut Evaluation| e.result.perplexity.window = 1024,
-        |e: &mut Evaluation| e.result.perplexity.windows[3] = 99,
+        |e: &mut Evaluation| e.result.perplexity.window_indices[3] = 99,
         |e: &mut Evaluation| e.result.corpus.tokens += 1,
         |e: &mut Evaluation| e.result.perplexity.bos_ids = vec![1],
     ] {
@@ -99,7 +99,7 @@ fn a_single_window_has_no_standard_error() {
     let mut single = sample();
     for each in &mut single {
         let measured = &mut each.result.perplexity;
-        measured.windows.truncate(1);
+        measured.window_indices.truncate(1);
         measured.window_nll = vec![measured.perplexity.ln()];
         measured.stderr = 0.0;
     }
@@ -118,7 +118,7 @@ fn numbers_that_cannot_be_right_are_refused() {
         "results/low-rank-0.7.json: perplexity.perplexity is NaN, which is not a finite number"
     );
     let window = changed(|e| e.result.perplexity.window_nll[2] = f64::INFINITY);
-    assert!(refused(&window).contains("perplexity.window_nll[2] is inf"));
+    assert!(refused(&window).contains("window_nll[2] is inf"));
     assert!(
         refused(&changed(|e| e.result.perplexity.perplexity *= 2.0))
             .contains("not the exponential")

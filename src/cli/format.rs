@@ -34,7 +34,7 @@ pub fn count(n: u64) -> String {
 /// A table without rules; every column but the first is aligned right.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(header.to_vec());
+    table.load_style(NOTHING).set_header(header.to_vec());
     for (i, column) in table.column_iter_mut().enumerate() {
         if i > 0 {
             column.set_cell_alignment(CellAlignment::Right);
