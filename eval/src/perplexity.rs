@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::result::Perplexity;
 
 /// Positions whose logits are held at a time: a whole window of logits would be larger than a small model.
-const ROWS_AT_ONCE: usize = 256;
+const ROWS_AT_ONCE: usize = 128;
 
 /// Which windows of the text are scored.
 #[derive(Debug, Clone, PartialEq, Eq)]

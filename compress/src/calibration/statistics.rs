@@ -1,25 +1,72 @@
 //! Running one block over the calibration windows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::Tensor;
 use cinder_models::decoder::RotaryTable;
 use cinder_models::{DecoderLayer, Site};
 
-use crate::linalg::Gram;
+use crate::linalg::{Gram, LowRankSvd, Whitening, whiten};
 
-/// What the passes may ask of one block.
-#[derive(Debug, Clone, Default)]
+/// What the passes may ask of one block, and what was already worked out from it: targets that differ only in
+/// their keep ratio share the decompositions.
+#[derive(Default)]
 pub struct BlockStatistics {
     /// Input Gram of each site.
     pub grams: BTreeMap<Site, Gram>,
+    whitenings: Memo<(Site, u64), Whitening>,
+    decompositions: Memo<(Site, usize, u64), LowRankSvd>,
 }
 
+/// Results by what they were made from; a ridge enters by its bits.
+type Memo<K, V> = Mutex<HashMap<K, Arc<V>>>;
+
 impl BlockStatistics {
-    /// Tokens that were seen.
-    pub fn tokens(&self) -> u64 {
-        self.grams.values().next().map_or(0, Gram::rows)
+    /// The whitening of a site's inputs with a relative ridge.
+    ///
+    /// # Errors
+    /// A sentence when nothing was collected, or as [`whiten`].
+    pub fn whitening(&self, site: Site, ridge: f64) -> Result<Arc<Whitening>, String> {
+        remember(&self.whitenings, (site, ridge.to_bits()), || {
+            let gram = self.grams.get(&site).ok_or("no inputs were collected")?;
+            whiten(gram, ridge)
+        })
     }
+
+    /// The decomposition of a site's `member`-th dense weight, `[in, out]` row-major, on whitened inputs.
+    ///
+    /// # Errors
+    /// As [`LowRankSvd::of`].
+    pub fn decomposition(
+        &self,
+        (site, member): (Site, usize),
+        weight: &[f32],
+        out: usize,
+        (ridge, whitening): (f64, &Whitening),
+    ) -> Result<Arc<LowRankSvd>, String> {
+        remember(
+            &self.decompositions,
+            (site, member, ridge.to_bits()),
+            || LowRankSvd::of(weight, out, whitening),
+        )
+    }
+}
+
+/// Looks `key` up, or makes and keeps its value. Two threads may make the same value at once; both get equal ones.
+fn remember<K: Eq + std::hash::Hash, V>(
+    memo: &Memo<K, V>,
+    key: K,
+    make: impl FnOnce() -> Result<V, String>,
+) -> Result<Arc<V>, String> {
+    // A poisoned lock only means that another value could not be made.
+    let lock = || memo.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(found) = lock().get(&key) {
+        return Ok(found.clone());
+    }
+    let made = Arc::new(make()?);
+    lock().insert(key, made.clone());
+    Ok(made)
 }
 
 /// Runs `block` over the hidden states of every window (each `[1, tokens, hidden]`), adds the inputs of its

@@ -7,7 +7,7 @@ mod svd;
 mod whiten;
 
 pub use gram::Gram;
-pub use svd::{Factors, LowRankSvd, output_error};
+pub use svd::{Factors, LowRankSvd};
 pub use whiten::{Whitening, whiten};
 
 /// Uses the process's rayon pool, whatever its size, for every operation here.

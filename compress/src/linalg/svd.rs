@@ -3,13 +3,15 @@
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::{Mat, MatRef};
 
-use super::{Gram, Whitening, parallelism};
+use super::{Whitening, parallelism};
 
 /// The singular value decomposition of `W L`: singular values measure what dropping a rank costs at the output.
 pub struct LowRankSvd {
     u: Mat<f64>,
     v: Mat<f64>,
     sigma: Vec<f64>,
+    /// `tr(W E[xxᵀ] Wᵀ)`: the mean energy of the outputs.
+    energy: f64,
 }
 
 /// Two factors `B A ≈ W`, row-major f32.
@@ -42,6 +44,7 @@ impl LowRankSvd {
             u: svd.U().to_owned(),
             v: svd.V().to_owned(),
             sigma,
+            energy: energy(&w, &whitening.mean),
         })
     }
 
@@ -67,24 +70,27 @@ impl LowRankSvd {
             rank,
         }
     }
+
+    /// Relative error at the output, `‖(W - B A) X‖_F / ‖W X‖_F`, from the factors as they are stored.
+    /// `weight` is the one that was decomposed, `[in, out]` row-major.
+    pub fn output_error(&self, weight: &[f32], factors: &Factors, whitening: &Whitening) -> f64 {
+        let (out, input) = (self.u.nrows(), self.v.nrows());
+        let b = wide(&factors.expansion, out, factors.rank);
+        let a = wide(&factors.basis, factors.rank, input);
+        let difference = transposed(weight, out, input) - &b * &a;
+        let lost = energy(&difference, &whitening.mean).max(0.0);
+        (lost / self.energy.max(f64::MIN_POSITIVE)).sqrt()
+    }
 }
 
-/// Relative error at the output, `‖(W - B A) X‖_F / ‖W X‖_F`, from the factors as they are stored.
-/// `weight` is `[in, out]` row-major.
-pub fn output_error(weight: &[f32], out: usize, factors: &Factors, gram: &Gram) -> f64 {
-    let n = gram.width();
-    let w = transposed(weight, out, n);
-    let b = wide(&factors.expansion, out, factors.rank);
-    let a = wide(&factors.basis, factors.rank, n);
-    let difference = &w - &b * &a;
-    let mean = gram.mean();
-    let energy = |m: &Mat<f64>| {
-        let mg = m * &mean;
-        let terms =
-            (0..m.ncols()).map(|j| (0..m.nrows()).map(|i| m[(i, j)] * mg[(i, j)]).sum::<f64>());
-        terms.sum::<f64>()
-    };
-    (energy(&difference).max(0.0) / energy(&w).max(f64::MIN_POSITIVE)).sqrt()
+/// `tr(M G Mᵀ)`.
+fn energy(m: &Mat<f64>, gram: &Mat<f64>) -> f64 {
+    let product = m * gram;
+    let column = |j| (0..m.nrows()).map(move |i| (i, j));
+    (0..m.ncols())
+        .flat_map(column)
+        .map(|(i, j)| m[(i, j)] * product[(i, j)])
+        .sum()
 }
 
 /// `[in, out]` f32 as an `out × in` f64 matrix.
@@ -110,7 +116,7 @@ fn row_major(rows: usize, columns: usize, value: impl Fn(usize, usize) -> f64) -
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::whiten;
+    use super::super::{Gram, whiten};
     use super::*;
 
     /// Deterministic values in (-1, 1).
@@ -144,7 +150,7 @@ mod tests {
             let whitening = whiten(&gram, 0.0).expect("random inputs");
             let svd = LowRankSvd::of(&weight, out, &whitening).expect("converges");
             let rank = (part * svd.sigma().len() as f64) as usize;
-            let error = output_error(&weight, out, &svd.truncate(rank, &whitening), &gram);
+            let error = svd.output_error(&weight, &svd.truncate(rank, &whitening), &whitening);
             let energy = |s: &[f64]| s.iter().map(|v| v * v).sum::<f64>();
             let expected = (energy(&svd.sigma()[rank..]) / energy(svd.sigma())).sqrt();
             prop_assert!((error - expected).abs() < 1e-5, "{error} {expected}");
@@ -159,7 +165,7 @@ mod tests {
             let svd = LowRankSvd::of(&weight, out, &whitening).expect("converges");
             let mut last = f64::INFINITY;
             for rank in 0..=svd.sigma().len() {
-                let error = output_error(&weight, out, &svd.truncate(rank, &whitening), &gram);
+                let error = svd.output_error(&weight, &svd.truncate(rank, &whitening), &whitening);
                 prop_assert!(error <= last + 1e-6);
                 last = error;
             }

@@ -12,6 +12,8 @@ const RETRIES: i32 = 7;
 #[derive(Debug, Clone)]
 pub struct Whitening {
     pub(super) l: Mat<f64>,
+    /// The Gram without the ridge, which errors are measured in.
+    pub(super) mean: Mat<f64>,
     /// The ridge that was used, relative to the mean diagonal.
     pub ridge: f64,
     /// Condition number of the damped Gram, estimated as `(max Lᵢᵢ / min Lᵢᵢ)²`: a lower bound.
@@ -60,6 +62,7 @@ pub fn whiten(gram: &Gram, ridge: f64) -> Result<Whitening, String> {
         }
         return Ok(Whitening {
             l,
+            mean,
             ridge,
             condition: (high / low).powi(2),
             raised: attempt > 0,

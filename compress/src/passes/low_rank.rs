@@ -28,7 +28,7 @@ use super::{Pass, Plan, PlannedProjection};
 use crate::allocation::{Matrix, uniform};
 use crate::calibration::BlockStatistics;
 use crate::error::{Error, Result};
-use crate::linalg::{Factors, Gram, LowRankSvd, Whitening, output_error, whiten};
+use crate::linalg::{Factors, Whitening};
 
 /// Settings of the pass.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -92,6 +92,35 @@ impl LowRankPass {
             }
         }
         Ok(LowRankPass { settings, sites })
+    }
+
+    /// The factors of one projection and their relative output error; none when it stays dense.
+    fn factor(
+        &self,
+        planned: &PlannedProjection,
+        weight: &[f32],
+        statistics: &BlockStatistics,
+        whitening: &Whitening,
+    ) -> std::result::Result<Option<(Factors, f64)>, String> {
+        let Some(rank) = planned.rank else {
+            return Ok(None);
+        };
+        let svd = statistics.decomposition(
+            (planned.site, planned.member),
+            weight,
+            planned.out,
+            (self.settings.ridge, whitening),
+        )?;
+        let factors = svd.truncate(rank, whitening);
+        let finite = |v: &[f32]| v.iter().all(|x| x.is_finite());
+        if !(finite(&factors.basis) && finite(&factors.expansion)) {
+            return Err(format!(
+                "the factors of `{}` are not finite",
+                planned.name()
+            ));
+        }
+        let error = svd.output_error(weight, &factors, whitening);
+        Ok(Some((factors, error)))
     }
 }
 
@@ -176,17 +205,13 @@ impl Pass for LowRankPass {
                 records.extend(planned.iter().map(|p| untouched(p)));
                 continue;
             }
-            let gram = statistics.grams.get(site).ok_or_else(|| Error::Numerical {
-                layer,
-                site: site.name().into(),
-                why: "no inputs were collected".into(),
-            })?;
             let numerical = |why| Error::Numerical {
                 layer,
                 site: site.name().into(),
                 why,
             };
-            let whitening = whiten(gram, self.settings.ridge).map_err(numerical)?;
+            let ridge = self.settings.ridge;
+            let whitening = statistics.whitening(*site, ridge).map_err(numerical)?;
             let mut weights = Vec::new();
             for (p, projection) in planned.iter().zip(block.site(*site)) {
                 weights.push(dense_weight(p, projection)?);
@@ -195,7 +220,7 @@ impl Pass for LowRankPass {
             let solved: Vec<_> = planned
                 .par_iter()
                 .zip(&weights)
-                .map(|(p, weight)| factor(p, weight, gram, &whitening))
+                .map(|(p, weight)| self.factor(p, weight, statistics, &whitening))
                 .collect();
             for ((p, solved), projection) in planned.iter().zip(solved).zip(block.site_mut(*site)) {
                 let Some((factors, error)) = solved.map_err(numerical)? else {
@@ -208,28 +233,6 @@ impl Pass for LowRankPass {
         }
         Ok((block, records))
     }
-}
-
-/// The factors of one projection and their relative output error; none when it stays dense.
-fn factor(
-    planned: &PlannedProjection,
-    weight: &[f32],
-    gram: &Gram,
-    whitening: &Whitening,
-) -> std::result::Result<Option<(Factors, f64)>, String> {
-    let Some(rank) = planned.rank else {
-        return Ok(None);
-    };
-    let factors = LowRankSvd::of(weight, planned.out, whitening)?.truncate(rank, whitening);
-    let finite = |v: &[f32]| v.iter().all(|x| x.is_finite());
-    if !(finite(&factors.basis) && finite(&factors.expansion)) {
-        return Err(format!(
-            "the factors of `{}` are not finite",
-            planned.name()
-        ));
-    }
-    let error = output_error(weight, planned.out, &factors, gram);
-    Ok(Some((factors, error)))
 }
 
 /// The weight `[in, out]`, row-major, of a projection that is still dense.
