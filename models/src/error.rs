@@ -36,7 +36,7 @@ pub enum Error {
     },
 
     /// A tensor is missing, or has another shape than the configuration says.
-    #[error("tensor `{name}` in `{}`: {why}", path.display())]
+    #[error("tensor `{name}` of `{}` {why}", path.display())]
     Tensor {
         path: PathBuf,
         name: String,

@@ -21,13 +21,23 @@ pub struct Args {
     #[arg(long, default_value_t = 64, value_name = "N")]
     max_new_tokens: usize,
     /// Divides the logits before drawing; 0 always takes the most likely token
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "T",
+        allow_negative_numbers = true
+    )]
     temperature: f64,
     /// Draw among the K most likely tokens only
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Draw among the most likely tokens that together have this probability
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_name = "P",
+        allow_negative_numbers = true
+    )]
     top_p: f64,
 }
 

@@ -54,12 +54,16 @@ pub fn cinder_with(arguments: &[&str], environment: &[(&str, &str)]) -> Run {
 
 /// A committed reference file or folder.
 pub fn goldens(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/goldens")
+        .join(path)
 }
 
 /// A file that developers and CI have beside the repository. Where it is absent the test says so and passes.
 pub fn shared(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared")
+        .join(path);
     if path.exists() {
         return Some(path);
     }

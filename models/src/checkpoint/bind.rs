@@ -65,21 +65,21 @@ pub(crate) fn lazy(
     })
 }
 
-/// Fills `module` with `tensors`; `prefix` only serves messages.
+/// Fills `module` with `tensors`; `hugging_face_name` turns a path in the module into the name messages use.
 pub(crate) fn bind<M: Module>(
     mut module: M,
     tensors: Vec<PackTensor>,
     slot: &ErrorSlot,
     path: &Path,
-    prefix: &str,
+    hugging_face_name: &dyn Fn(&str) -> Option<String>,
 ) -> Result<M> {
     let result = module.apply(tensors, None, Some(Box::new(PyTorchToBurnAdapter)), true);
     if let Some(error) = slot.take() {
         return Err(error);
     }
-    let wrong = |name: &str, why: String| Error::Tensor {
+    let wrong = |module_path: &str, why: String| Error::Tensor {
         path: path.into(),
-        name: format!("{prefix}{name}"),
+        name: hugging_face_name(module_path).unwrap_or_else(|| module_path.into()),
         why,
     };
     if let Some(error) = result.errors.first() {
@@ -88,13 +88,20 @@ pub(crate) fn bind<M: Module>(
                 path,
                 expected,
                 found,
-            } => wrong(
-                path,
-                format!("has shape {found:?}, but the configuration asks for {expected:?}"),
-            ),
+            } => {
+                let (expected, found) = (expected.to_vec(), found.to_vec());
+                wrong(
+                    path,
+                    format!(
+                        "has shape {found:?}, but the configuration asks for {expected:?} (in Burn's axis order)"
+                    ),
+                )
+            }
             ApplyError::DTypeMismatch { path, .. } => wrong(path, "is not a float tensor".into()),
             ApplyError::AdapterError { path, message }
-            | ApplyError::LoadError { path, message } => wrong(path, message.clone()),
+            | ApplyError::LoadError { path, message } => {
+                wrong(path, format!("could not be read: {message}"))
+            }
         });
     }
     if let Some((name, _)) = result.missing.first() {

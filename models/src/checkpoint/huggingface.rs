@@ -71,6 +71,11 @@ impl HuggingFaceSource {
                 Some(at) => *at,
                 None => {
                     let path = directory.join(shard);
+                    if !path.is_file() {
+                        return Err(corrupt(format!(
+                            "it names shard `{shard}`, which is missing"
+                        )));
+                    }
                     files.push(SafetensorsFile::open(&path)?);
                     paths.push(path);
                     shards.insert(shard, files.len() - 1);

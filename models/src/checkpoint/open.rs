@@ -12,7 +12,7 @@ use super::gguf::GgufSource;
 use super::hash::sha256_files;
 use super::huggingface::{HuggingFaceSource, is_pickle};
 use super::manifest::{MANIFEST_FILE, Manifest};
-use super::names::{is_derived, layer_path};
+use super::names::{is_derived, layer_name, layer_path};
 use super::source::{TensorInfo, TensorSource};
 use super::structure::{ProjectionInfo, projection_info};
 use crate::config::ModelConfig;
@@ -143,7 +143,7 @@ impl Checkpoint {
                 return Err(Error::Unsupported {
                     path: self.path.clone(),
                     what: format!(
-                        "tensor `{name}`, which has no place in a {}-layer {} decoder,",
+                        "a {}-layer {} decoder has no place for tensor `{name}`",
                         self.config.layers, self.config.family.name
                     ),
                     hint: "only plain decoder-only checkpoints are read".into(),
@@ -279,12 +279,17 @@ impl Checkpoint {
             .filter(|(name, _)| self.source.info(name).is_some())
             .map(|(name, path)| lazy(&self.source, name, (*path).into(), &slot))
             .collect();
+        let name = |path: &str| {
+            let path = path.replace(".gamma", ".weight");
+            let known = FRAME.iter().find(|(_, ours)| *ours == path);
+            known.map(|(theirs, _)| (*theirs).to_owned())
+        };
         bind(
             frame_skeleton(&self.config, device),
             tensors,
             &slot,
             &self.path,
-            "",
+            &name,
         )
     }
 
@@ -303,7 +308,8 @@ impl Checkpoint {
             })
             .collect();
         let skeleton = layer_skeleton(&*self.source, &self.config, layer, device);
-        bind(skeleton, tensors, &slot, &self.path, &prefix)
+        let name = |path: &str| layer_name(layer, path);
+        bind(skeleton, tensors, &slot, &self.path, &name)
     }
 
     /// Reads the whole model in f32.

@@ -1,0 +1,259 @@
+//! Every command on a tiny model: what it prints, and that its parts fit together.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Run, arg, cinder, goldens};
+use tempfile::TempDir;
+
+const RECIPE: &str = "name = 'tiny'\n[calibration]\ncorpus = 'text.txt'\nwindows = 8\nwindow = 32\n\
+                      [[passes]]\npass = 'low_rank'\nkeep = 0.7\n";
+const TEXT: &str =
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. ";
+
+/// A folder with a recipe and a text, and the tiny GGUF model.
+struct Bench {
+    folder: TempDir,
+    model: String,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("temp");
+        std::fs::write(folder.path().join("recipe.toml"), RECIPE).expect("writes");
+        std::fs::write(folder.path().join("text.txt"), TEXT.repeat(40)).expect("writes");
+        let model = arg(&goldens("gguf/tiny-llama.gguf")).to_owned();
+        Bench { folder, model }
+    }
+
+    fn path(&self, name: &str) -> String {
+        arg(&self.folder.path().join(name)).to_owned()
+    }
+
+    fn compress(&self, out: &str, more: &[&str]) -> Run {
+        let (recipe, text, out) = (
+            self.path("recipe.toml"),
+            self.path("text.txt"),
+            self.path(out),
+        );
+        let mut arguments = vec![
+            "compress",
+            &self.model,
+            "--recipe",
+            &recipe,
+            "--calibration",
+            &text,
+            "--out",
+            &out,
+            "--quiet",
+            "--threads",
+            "2",
+        ];
+        arguments.extend(more);
+        cinder(&arguments)
+    }
+
+    fn perplexity(&self, model: &str, more: &[&str]) -> Run {
+        let text = self.path("text.txt");
+        let mut arguments = vec![
+            "eval",
+            "ppl",
+            model,
+            "--text",
+            &text,
+            "--window",
+            "64",
+            "--windows",
+            "6",
+            "--quiet",
+            "--threads",
+            "2",
+        ];
+        arguments.extend(more);
+        cinder(&arguments)
+    }
+
+    /// Snapshots a run with folders and times made the same everywhere.
+    fn snapshot(&self, name: &str, run: &Run) {
+        let mut settings = insta::Settings::clone_current();
+        let escape = |path: &Path| arg(path).replace('.', r"\.");
+        settings.add_filter(&escape(self.folder.path()), "[folder]");
+        settings.add_filter(&escape(&goldens("")), "[goldens]/");
+        settings.add_filter(r"in \d+ s,", "in [N] s,");
+        settings.add_filter(r"[\d.]+ tokens/s", "[N] tokens/s");
+        settings.add_filter(r"first after [\d.]+ s", "first after [N] s");
+        settings.bind(|| insta::assert_snapshot!(name.to_owned(), run.snapshot()));
+    }
+}
+
+#[test]
+fn inspect_tokenize_logits_generate() {
+    let bench = Bench::new();
+    let model = bench.model.as_str();
+    bench.snapshot("inspect", &cinder(&["inspect", model]));
+    bench.snapshot("inspect-json", &cinder(&["inspect", model, "--json"]));
+    bench.snapshot(
+        "tokenize",
+        &cinder(&["tokenize", model, "--text", "The dog"]),
+    );
+    bench.snapshot(
+        "logits",
+        &cinder(&[
+            "logits", model, "--text", "The dog", "--top", "3", "--quiet",
+        ]),
+    );
+    let generate = [
+        "generate",
+        model,
+        "--prompt",
+        "The dog",
+        "--max-new-tokens",
+        "6",
+    ];
+    bench.snapshot("generate", &cinder(&generate));
+    let sampled = |seed| {
+        let mut arguments = generate.to_vec();
+        arguments.extend([
+            "--temperature",
+            "1",
+            "--top-k",
+            "40",
+            "--top-p",
+            "0.9",
+            "--json",
+            "--seed",
+            seed,
+        ]);
+        cinder(&arguments).json()["ids"].clone()
+    };
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+}
+
+#[test]
+fn help_of_every_verb() {
+    let bench = Bench::new();
+    bench.snapshot("help", &cinder(&["--help"]));
+    for verb in ["fetch", "compress", "generate", "export", "report", "demo"] {
+        bench.snapshot(&format!("help-{verb}"), &cinder(&[verb, "--help"]));
+    }
+    bench.snapshot("help-eval-ppl", &cinder(&["eval", "ppl", "--help"]));
+}
+
+#[test]
+fn compress_evaluate_export_verify_report() {
+    let bench = Bench::new();
+    bench.snapshot("compress-dry-run", &bench.compress("small", &["--dry-run"]));
+    assert!(!Path::new(&bench.path("small")).exists());
+    bench.snapshot("compress", &bench.compress("small", &[]));
+    let small = bench.path("small");
+    bench.snapshot("verify", &cinder(&["verify", &small, "--quiet"]));
+    bench.snapshot("inspect-compressed", &cinder(&["inspect", &small]));
+    bench.snapshot("eval-ppl", &bench.perplexity(&small, &[]));
+
+    let dense = bench.path("dense");
+    bench.snapshot(
+        "export",
+        &cinder(&["export", &small, "--dense", "--out", &dense, "--quiet"]),
+    );
+    let perplexity = |model: &str| {
+        bench.perplexity(model, &["--json"]).json()["perplexity"]
+            .as_f64()
+            .expect("number")
+    };
+    let (factored, exported) = (perplexity(&small), perplexity(&dense));
+    assert!(
+        (factored / exported - 1.0).abs() < 1e-4,
+        "{factored} {exported}"
+    );
+
+    let results = bench.path("results");
+    std::fs::create_dir(&results).expect("creates");
+    for (name, model) in [("dense", bench.model.as_str()), ("small", &small)] {
+        let out = format!("{results}/{name}.json");
+        assert_eq!(bench.perplexity(model, &["--out", &out]).code, 0);
+    }
+    let report = bench.path("report");
+    bench.snapshot("report", &cinder(&["report", &results, "--out", &report]));
+    for file in [
+        "report.html",
+        "report.md",
+        "perplexity-vs-keep-ratio.svg",
+        "perplexity-vs-keep-ratio.png",
+    ] {
+        assert!(Path::new(&report).join(file).is_file(), "{file}");
+    }
+}
+
+/// The same inputs, settings, seed and thread count give the same bytes; another seed does not.
+#[test]
+fn compression_is_reproducible() {
+    let bench = Bench::new();
+    let run = |out: &str, seed: &str| {
+        assert_eq!(bench.compress(out, &["--seed", seed]).code, 0);
+        let mut files: Vec<_> = std::fs::read_dir(bench.path(out))
+            .expect("lists")
+            .map(|e| e.expect("entry").path())
+            .collect();
+        files.sort();
+        files
+            .iter()
+            .map(|f| std::fs::read(f).expect("reads"))
+            .collect::<Vec<_>>()
+    };
+    let first = run("a", "0");
+    assert!(first == run("b", "0"));
+    assert!(first != run("c", "5"));
+}
+
+#[test]
+fn a_full_keep_ratio_changes_nothing() {
+    let bench = Bench::new();
+    let run = bench.compress("whole", &["--keep", "1", "--json"]);
+    assert_eq!(run.json()["keep_ratio"], 1.0);
+    let value = |model: &str| bench.perplexity(model, &["--json"]).json()["window_nll"].clone();
+    assert_eq!(value(&bench.model), value(&bench.path("whole")));
+}
+
+#[test]
+fn verify_finds_what_was_changed() {
+    let bench = Bench::new();
+    assert_eq!(bench.compress("small", &[]).code, 0);
+    let small = bench.path("small");
+    let shard = format!("{small}/model-00002-of-00003.safetensors");
+    let mut bytes = std::fs::read(&shard).expect("reads");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&shard, bytes).expect("writes");
+    let run = cinder(&["verify", &small, "--json", "--quiet"]);
+    assert_eq!(run.code, 1);
+    assert!(run.stdout.contains("has another SHA-256"), "{}", run.stdout);
+}
+
+/// From GGUF to a Hugging Face directory and back in: the same model, bit for bit.
+#[test]
+fn an_exported_gguf_is_the_same_model() {
+    for name in ["tiny-llama", "tiny-qwen2", "tiny-qwen3"] {
+        let bench = Bench::new();
+        let gguf = arg(&goldens(&format!("gguf/{name}.gguf"))).to_owned();
+        let out = bench.path("export");
+        assert_eq!(
+            cinder(&["export", &gguf, "--dense", "--out", &out, "--quiet"]).code,
+            0
+        );
+        let logits = |model: &str| {
+            let run = cinder(&[
+                "logits",
+                model,
+                "--text",
+                "The dog does not mind",
+                "--json",
+                "--quiet",
+            ]);
+            run.json()
+        };
+        assert_eq!(logits(&gguf), logits(&out), "{name}");
+        assert_eq!(cinder(&["verify", &out, "--quiet"]).code, 0);
+    }
+}
