@@ -10,3 +10,8 @@ pub use cinder_compress as compress;
 pub use cinder_eval as eval;
 pub use cinder_models as models;
 pub use cinder_reports as reports;
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

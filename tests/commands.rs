@@ -82,6 +82,8 @@ impl Bench {
         settings.add_filter(&escape(&goldens("")), "[goldens]/");
         settings.add_filter(r"in \d+ s,", "in [N] s,");
         settings.add_filter(r"[\d.]+ tokens/s", "[N] tokens/s");
+        // The last digits depend on the processor's kernels; reference.rs checks values.
+        settings.add_filter(r"perplexity [\d.]+ ± [\d.]+", "perplexity [N] ± [N]");
         settings.add_filter(r"first after [\d.]+ s", "first after [N] s");
         settings.bind(|| insta::assert_snapshot!(name.to_owned(), run.snapshot()));
     }
@@ -135,7 +137,10 @@ fn inspect_tokenize_logits_generate() {
 fn help_of_every_verb() {
     let bench = Bench::new();
     bench.snapshot("help", &cinder(&["--help"]));
-    for verb in ["fetch", "compress", "generate", "export", "report", "demo"] {
+    for verb in [
+        "fetch", "inspect", "tokenize", "logits", "compress", "generate", "export", "verify",
+        "report", "demo",
+    ] {
         bench.snapshot(&format!("help-{verb}"), &cinder(&[verb, "--help"]));
     }
     bench.snapshot("help-eval-ppl", &cinder(&["eval", "ppl", "--help"]));

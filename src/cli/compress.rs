@@ -22,6 +22,7 @@ use super::format::{bytes, count, table};
 /// (`cinder.json`) of everything that went in and came out.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
     /// A recipe, such as recipes/low-rank.toml
     #[arg(long, value_name = "FILE")]
@@ -145,7 +146,7 @@ fn outcome_text(outcome: &Outcome) -> String {
         bytes(m.bytes_before),
         bytes(m.bytes_after),
     );
-    if m.source.bytes_on_disk < m.bytes_after {
+    if m.source.stored_as.contains('Q') {
         text += &format!(
             "\nnote: the source is quantised ({}, {} on disk); its dequantised weights are the baseline here",
             m.source.stored_as,

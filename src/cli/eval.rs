@@ -15,7 +15,6 @@ use super::context::{Context, command_line, identity};
 
 #[derive(Subcommand)]
 pub enum Kind {
-    /// Perplexity of a text in non-overlapping windows, as compression papers report it
     Ppl(PplArgs),
 }
 
@@ -25,6 +24,7 @@ pub enum Kind {
 /// result is the exponential of the mean of the windows' mean losses.
 #[derive(clap::Args)]
 pub struct PplArgs {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
     /// A text file (`.raw` is read as WikiText rows, `.jsonl` and `.arrow` by document), or `boolq:evaluation`
     #[arg(long, value_name = "FILE")]

@@ -16,6 +16,7 @@ use super::format::bytes;
 /// has the dense model's shapes, so it is not smaller; it is for tools that know no factorizations.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
     /// Multiply all factors out (the only form there is, so far)
     #[arg(long)]

@@ -13,6 +13,7 @@ use super::context::{Context, Usage};
 /// The text is streamed as it is drawn. Greedy unless a temperature is given; equal seeds draw equal texts.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
     /// The text to continue; it is used as it is, without a chat template
     #[arg(long)]

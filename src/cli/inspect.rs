@@ -16,6 +16,7 @@ use super::format::{bytes, count, table};
 /// Only headers are read. Bytes in memory are those of f32, the type Cinder computes in.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
 }
 

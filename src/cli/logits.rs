@@ -15,6 +15,7 @@ use super::format::table;
 /// For comparing Cinder with other implementations of the same model.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
     /// The text
     #[arg(long)]

@@ -63,28 +63,18 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Get the default model or the evaluation data, check it, and print where it is
     Fetch(fetch::Args),
-    /// Show what a model is: architecture, parameters, bytes by site and kind, KV bytes per token
     Inspect(inspect::Args),
-    /// Turn text into the model's token ids
     Tokenize(tokenize::Args),
-    /// Show the most likely next tokens at each position of a text
     Logits(logits::Args),
-    /// Make a smaller model by the passes of a recipe
     Compress(compress::Args),
     /// Measure a model
     #[command(subcommand)]
     Eval(eval::Kind),
-    /// Continue a prompt
     Generate(generate::Args),
-    /// Write a model as a plain Hugging Face directory that any tool can load
     Export(export::Args),
-    /// Check that a model is whole: hashes, shapes, finite values, manifest
     Verify(verify::Args),
-    /// Draw charts and tables from evaluation results
     Report(report::Args),
-    /// The whole line on the default model: fetch, compress, evaluate, report
     Demo(demo::Args),
 }
 

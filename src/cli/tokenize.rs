@@ -12,6 +12,7 @@ use super::context::Context;
 /// Tokens the tokenizer adds of its own accord (BOS) are included, as in every other verb.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
     /// The text
     #[arg(long)]

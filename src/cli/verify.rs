@@ -13,6 +13,7 @@ use super::context::Context;
 /// hashes and counts of its manifest are checked too. Exit code 1 when something is wrong.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
 }
 

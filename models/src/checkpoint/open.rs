@@ -230,14 +230,20 @@ impl Checkpoint {
         }
     }
 
-    /// Tensors that belong to the model: derived ones, and a stored copy of a tied head, are left out.
+    /// The tensors the model reads.
     pub fn tensors(&self) -> Vec<(String, TensorInfo)> {
         self.source
             .names()
             .into_iter()
-            .filter(|n| !is_derived(n) && !(n == "lm_head.weight" && self.config.tied_embeddings))
+            .filter(|n| self.is_used(n))
             .filter_map(|n| self.source.info(&n).map(|i| (n, i)))
             .collect()
+    }
+
+    /// Whether the model reads this tensor: not what follows from the configuration, nor a copy of a tied head.
+    fn is_used(&self, name: &str) -> bool {
+        let tied_head = name == "lm_head.weight" && self.config.tied_embeddings;
+        !(is_derived(name) || tied_head)
     }
 
     /// All parameters, tied ones once.
@@ -275,8 +281,7 @@ impl Checkpoint {
         let slot = ErrorSlot::default();
         let tensors = FRAME
             .iter()
-            .filter(|(name, _)| !(*name == "lm_head.weight" && self.config.tied_embeddings))
-            .filter(|(name, _)| self.source.info(name).is_some())
+            .filter(|(name, _)| self.is_used(name) && self.source.info(name).is_some())
             .map(|(name, path)| lazy(&self.source, name, (*path).into(), &slot))
             .collect();
         let name = |path: &str| {
