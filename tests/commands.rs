@@ -236,6 +236,33 @@ fn verify_finds_what_was_changed() {
     assert!(run.stdout.contains("has another SHA-256"), "{}", run.stdout);
 }
 
+/// Biases and head norms survive a factorization: factored and multiplied-out forms agree.
+#[test]
+fn compressed_biases_and_norms() {
+    for name in ["tiny-qwen2", "tiny-qwen3"] {
+        let mut bench = Bench::new();
+        bench.model = arg(&goldens(&format!("gguf/{name}.gguf"))).to_owned();
+        let (small, dense) = (bench.path("small"), bench.path("dense"));
+        assert_eq!(bench.compress("small", &[]).code, 0);
+        assert_eq!(
+            cinder(&["export", &small, "--dense", "--out", &dense, "--quiet"]).code,
+            0
+        );
+        let value = |model: &str| {
+            bench.perplexity(model, &["--json"]).json()["perplexity"]
+                .as_f64()
+                .expect("number")
+        };
+        let (factored, exported) = (value(&small), value(&dense));
+        assert!(
+            (factored / exported - 1.0).abs() < 1e-4,
+            "{name}: {factored} {exported}"
+        );
+        assert_ne!(factored, value(&bench.model));
+        assert_eq!(cinder(&["verify", &small, "--quiet"]).code, 0);
+    }
+}
+
 /// From GGUF to a Hugging Face directory and back in: the same model, bit for bit.
 #[test]
 fn an_exported_gguf_is_the_same_model() {

@@ -32,6 +32,8 @@ pub struct Job<'a> {
     pub windows: &'a Windows,
     /// Name and SHA-256 of the calibration text.
     pub corpus: (String, String),
+    /// What the tokenizer put before it.
+    pub bos_ids: Vec<u32>,
     pub overwrite: bool,
     pub tool_version: String,
     pub threads: usize,
@@ -221,6 +223,7 @@ fn finish(
             windows: job.windows.ids.len(),
             window: job.windows.ids[0].len(),
             seed: recipe.calibration.seed,
+            bos_ids: job.bos_ids.clone(),
             window_indices: job.windows.indices.clone(),
         },
         threads: job.threads,

@@ -84,15 +84,22 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
 pub struct Calibration {
     corpus: Corpus,
     windows: Windows,
+    bos_ids: Vec<u32>,
 }
 
 impl Calibration {
     pub fn prepare(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
         let settings = &recipe.calibration;
         let corpus = context.corpus(&settings.corpus)?;
-        let tokens = checkpoint.tokenizer()?.encode(&corpus.text())?;
+        let tokenizer = checkpoint.tokenizer()?;
+        let tokens = tokenizer.encode(&corpus.text())?;
         let windows = choose_windows(&tokens, settings.windows, settings.window, settings.seed)?;
-        Ok(Calibration { corpus, windows })
+        let bos_ids = tokenizer.bos_ids().to_vec();
+        Ok(Calibration {
+            corpus,
+            windows,
+            bos_ids,
+        })
     }
 
     pub fn job<'a>(
@@ -105,6 +112,7 @@ impl Calibration {
             checkpoint,
             windows: &self.windows,
             corpus: (self.corpus.name.clone(), self.corpus.sha256()),
+            bos_ids: self.bos_ids.clone(),
             overwrite,
             tool_version: env!("CARGO_PKG_VERSION").into(),
             threads: context.threads,

@@ -9,7 +9,7 @@ use cinder::models::checkpoint::{Checkpoint, ProjectionInfo};
 use serde_json::{Value, json};
 
 use super::context::Context;
-use super::format::{bytes, count, table};
+use super::format::{bytes, count, pairs, table};
 
 /// Show what a model is
 ///
@@ -80,18 +80,14 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         },
         checkpoint.stored_as(),
     );
-    let mut summary = table(&["", ""]);
-    summary.set_header(Vec::<String>::new());
-    for (name, value) in [
+    let summary = pairs(&[
         ("parameters", count(parameters)),
         ("decoder projection scalars", count(scalars)),
         ("keep ratio", format!("{keep_ratio:.4}")),
         ("bytes in memory (f32)", bytes(parameters * SCALAR)),
         ("bytes on disk", bytes(on_disk)),
         ("KV cache bytes per token (f32)", bytes(kv)),
-    ] {
-        summary.add_row(vec![name.to_owned(), value]);
-    }
+    ]);
     writeln!(text, "{summary}\n\n{}", site_table(&projections))?;
     manifest_summary(&checkpoint, &mut text)?;
     context.printer.result(&value, &text)?;

@@ -25,7 +25,7 @@ const SHARD_BYTES: u64 = 5_000_000_000;
 /// projection at a time, and stored as `dtype`. Returns the bytes written.
 ///
 /// # Errors
-/// [`Error::Output`] when `out` exists and `overwrite` is false; otherwise those of reading the model.
+/// [`Error::Output`](crate::Error::Output) when `out` exists and `overwrite` is false; otherwise those of reading the model.
 pub fn export_dense(
     checkpoint: &Checkpoint,
     out: &Path,

@@ -65,6 +65,8 @@ pub struct CalibrationRecord {
     pub windows: usize,
     pub window: usize,
     pub seed: u64,
+    /// What the tokenizer put before the text of its own accord.
+    pub bos_ids: Vec<u32>,
     /// Indices of the chosen windows among the corpus' non-overlapping ones.
     pub window_indices: Vec<usize>,
 }

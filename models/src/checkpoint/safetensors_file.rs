@@ -143,3 +143,62 @@ fn chunks<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Vec
     let (whole, _) = bytes.as_chunks::<N>();
     whole.iter().map(|c| convert(*c)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WHOLE: &[u8] = include_bytes!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/goldens/families/llama3/model.safetensors"
+    ));
+
+    /// Opens and reads everything; only errors are allowed, never a panic.
+    fn exercise(bytes: &[u8]) {
+        let file = tempfile::NamedTempFile::new().expect("temp");
+        fs_err::write(file.path(), bytes).expect("writes");
+        if let Ok(opened) = SafetensorsFile::open(file.path()) {
+            for name in opened.names() {
+                let _ = opened.read_f32(name);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn damaged_files_never_panic(
+            cut in 0..WHOLE.len(),
+            changes in prop::collection::vec((0usize..4000, any::<u8>()), 0..6),
+            truncate: bool,
+        ) {
+            let mut bytes = WHOLE.to_vec();
+            for (at, value) in changes {
+                bytes[at] = value;
+            }
+            if truncate {
+                bytes.truncate(cut);
+            }
+            exercise(&bytes);
+        }
+    }
+
+    #[test]
+    fn the_whole_file_is_read() {
+        let file = tempfile::NamedTempFile::new().expect("temp");
+        fs_err::write(file.path(), WHOLE).expect("writes");
+        let opened = SafetensorsFile::open(file.path()).expect("opens");
+        for name in opened.names() {
+            let count = opened
+                .info(name)
+                .expect("listed")
+                .shape
+                .iter()
+                .product::<usize>();
+            assert_eq!(opened.read_f32(name).expect("reads").len(), count);
+        }
+        assert!(opened.read_f32("nothing").is_err());
+    }
+}
