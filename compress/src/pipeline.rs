@@ -17,7 +17,7 @@ use cinder_models::{Checkpoint, DecoderLayer};
 
 use crate::calibration::{BlockStatistics, Windows, observe_block};
 use crate::error::Result;
-use crate::passes::Plan;
+use crate::passes::{Plan, plan_all, projection_scalars};
 use crate::recipe::Recipe;
 
 /// One compressed model to be made.
@@ -74,11 +74,7 @@ pub fn compress(
     let config = job.checkpoint.config();
     let mut running = Vec::new();
     for Target { recipe, out } in targets {
-        let plans = recipe
-            .passes
-            .iter()
-            .map(|p| p.plan(config))
-            .collect::<Result<_>>()?;
+        let plans = plan_all(&recipe.passes, config)?;
         let dtype = recipe.output.dtype;
         let writer = CompressedWriter::create(&out, config.layers, dtype, job.overwrite)?;
         running.push(Running {
@@ -201,14 +197,10 @@ fn finish(
         out,
         writer,
         sites,
-        ..
+        plans,
     } = running;
     let checkpoint = job.checkpoint;
-    let config = checkpoint.config();
-    let before: u64 = config.dense_projection_scalars();
-    let touched: u64 = sites.iter().map(|s| (s.shape[0] * s.shape[1]) as u64).sum();
-    let stored: u64 = sites.iter().map(scalars).sum();
-    let after = before - touched + stored;
+    let (before, after) = projection_scalars(checkpoint.config(), &plans);
     let dtype = recipe.output.dtype;
     let tokens = job.windows.ids.len() * job.windows.ids[0].len();
     let manifest = Manifest {
@@ -251,11 +243,6 @@ fn finish(
         seconds: start.elapsed().as_secs_f64(),
         warnings,
     })
-}
-
-fn scalars(record: &SiteRecord) -> u64 {
-    let [out, input] = record.shape;
-    record.rank.map_or(out * input, |rank| rank * (out + input)) as u64
 }
 
 /// What the user should know besides the numbers.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cinder::compress::calibration::{Windows, choose_windows};
-use cinder::compress::passes::{Plan, PlannedProjection};
+use cinder::compress::passes::{PlannedProjection, plan_all, projection_scalars};
 use cinder::compress::pipeline::{Job, Outcome, Target, compress};
 use cinder::compress::recipe::Recipe;
 use cinder::eval::Corpus;
@@ -166,16 +166,9 @@ fn outcome_text(outcome: &Outcome) -> String {
 
 fn dry_run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Result<ExitCode> {
     let config = checkpoint.config();
-    let plans = recipe
-        .passes
-        .iter()
-        .map(|p| p.plan(config))
-        .collect::<Result<Vec<Plan>, _>>()?;
+    let plans = plan_all(&recipe.passes, config)?;
     let planned: Vec<&PlannedProjection> = plans.iter().flat_map(|p| &p.projections).collect();
-    let before = config.dense_projection_scalars();
-    let touched: u64 = planned.iter().map(|p| (p.out * p.input) as u64).sum();
-    let stored: u64 = planned.iter().map(|p| p.scalars()).sum();
-    let after = before - touched + stored;
+    let (before, after) = projection_scalars(config, &plans);
     let width = recipe.output.dtype.bytes();
     let bytes_before = checkpoint.parameters() * width;
     let bytes_after = (checkpoint.parameters() - before + after) * width;

@@ -96,17 +96,17 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         let path = Path::new("models").join(&name);
         (name, path)
     }));
-    let dense = Evaluation {
+    let evaluate = Evaluation {
         context,
         corpus: &evaluation,
         folder: &folder,
         out: &args.out,
     };
-    dense.run(&models[0], context.open(MODEL)?)?;
+    evaluate.run(&models[0], context.open(MODEL)?)?;
 
     make_models(context, &checkpoint, recipes, &folder.join("models"))?;
     for model in &models[1..] {
-        dense.run(model, Checkpoint::open(&folder.join(&model.1))?)?;
+        evaluate.run(model, Checkpoint::open(&folder.join(&model.1))?)?;
     }
 
     let options =

@@ -14,12 +14,12 @@ pub struct LowRankSvd {
     energy: f64,
 }
 
-/// Two factors `B A ≈ W`, row-major f32.
+/// Two factors `B A ≈ W` in Burn's layout, row-major f32.
 #[derive(Debug, Clone)]
 pub struct Factors {
-    /// A, `rank × in`.
+    /// Aᵀ, `[in, rank]`.
     pub basis: Vec<f32>,
-    /// B, `out × rank`.
+    /// Bᵀ, `[rank, out]`.
     pub expansion: Vec<f32>,
     pub rank: usize,
 }
@@ -60,13 +60,12 @@ impl LowRankSvd {
         let rank = rank.min(self.sigma.len());
         let root = |k: usize| self.sigma[k].sqrt();
         let (out, input) = (self.u.nrows(), self.v.nrows());
-        let expansion = row_major(out, rank, |i, k| self.u[(i, k)] * root(k));
         // A L = √Σ Vᵀ, solved in its transposed form Lᵀ Aᵀ = V √Σ.
         let mut a_t = Mat::from_fn(input, rank, |j, k| self.v[(j, k)] * root(k));
         solve_upper_triangular_in_place(whitening.l.transpose(), a_t.as_mut(), parallelism());
         Factors {
-            basis: row_major(rank, input, |k, j| a_t[(j, k)]),
-            expansion,
+            basis: row_major(input, rank, |j, k| a_t[(j, k)]),
+            expansion: row_major(rank, out, |k, i| self.u[(i, k)] * root(k)),
             rank,
         }
     }
@@ -75,8 +74,8 @@ impl LowRankSvd {
     /// `weight` is the one that was decomposed, `[in, out]` row-major.
     pub fn output_error(&self, weight: &[f32], factors: &Factors, whitening: &Whitening) -> f64 {
         let (out, input) = (self.u.nrows(), self.v.nrows());
-        let b = wide(&factors.expansion, out, factors.rank);
-        let a = wide(&factors.basis, factors.rank, input);
+        let b = transposed(&factors.expansion, out, factors.rank);
+        let a = transposed(&factors.basis, factors.rank, input);
         let difference = transposed(weight, out, input) - &b * &a;
         let lost = energy(&difference, &whitening.mean).max(0.0);
         (lost / self.energy.max(f64::MIN_POSITIVE)).sqrt()
@@ -93,15 +92,10 @@ fn energy(m: &Mat<f64>, gram: &Mat<f64>) -> f64 {
         .sum()
 }
 
-/// `[in, out]` f32 as an `out × in` f64 matrix.
-fn transposed(weight: &[f32], out: usize, input: usize) -> Mat<f64> {
-    let w = MatRef::from_row_major_slice(weight, input, out);
-    Mat::from_fn(out, input, |i, j| f64::from(w[(j, i)]))
-}
-
-fn wide(values: &[f32], rows: usize, columns: usize) -> Mat<f64> {
-    let m = MatRef::from_row_major_slice(values, rows, columns);
-    Mat::from_fn(rows, columns, |i, j| f64::from(m[(i, j)]))
+/// A `columns × rows` f32 matrix, row-major, as its f64 transpose.
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Mat<f64> {
+    let m = MatRef::from_row_major_slice(values, columns, rows);
+    Mat::from_fn(rows, columns, |i, j| f64::from(m[(j, i)]))
 }
 
 fn row_major(rows: usize, columns: usize, value: impl Fn(usize, usize) -> f64) -> Vec<f32> {

@@ -16,7 +16,8 @@
 //! of the input Gram), with a relative ridge and triangular solves.
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::nn::Linear;
+use burn::tensor::{Tensor, TensorData};
 use cinder_models::checkpoint::SiteRecord;
 use cinder_models::projection::{LowRank, Projection};
 use cinder_models::{DecoderLayer, ModelConfig, Site};
@@ -98,16 +99,18 @@ impl LowRankPass {
     fn factor(
         &self,
         planned: &PlannedProjection,
-        weight: &[f32],
+        linear: &Linear,
         statistics: &BlockStatistics,
         whitening: &Whitening,
     ) -> std::result::Result<Option<(Factors, f64)>, String> {
         let Some(rank) = planned.rank else {
             return Ok(None);
         };
+        let weight = linear.weight.val().into_data().try_into_vec::<f32>();
+        let weight = weight.map_err(|e| format!("the weight could not be read: {e:?}"))?;
         let svd = statistics.decomposition(
             (planned.site, planned.member),
-            weight,
+            &weight,
             planned.out,
             (self.settings.ridge, whitening),
         )?;
@@ -119,7 +122,7 @@ impl LowRankPass {
                 planned.name()
             ));
         }
-        let error = svd.output_error(weight, &factors, whitening);
+        let error = svd.output_error(&weight, &factors, whitening);
         Ok(Some((factors, error)))
     }
 }
@@ -212,71 +215,53 @@ impl Pass for LowRankPass {
             };
             let ridge = self.settings.ridge;
             let whitening = statistics.whitening(*site, ridge).map_err(numerical)?;
-            let mut weights = Vec::new();
-            for (p, projection) in planned.iter().zip(block.site(*site)) {
-                weights.push(dense_weight(p, projection)?);
-            }
+            let linears = planned
+                .iter()
+                .zip(block.site(*site))
+                .map(|(p, projection)| dense(p, projection))
+                .collect::<Result<Vec<Linear>>>()?;
             // The decompositions of a site are independent, and uneven in size.
             let solved: Vec<_> = planned
                 .par_iter()
-                .zip(&weights)
-                .map(|(p, weight)| self.factor(p, weight, statistics, &whitening))
+                .zip(&linears)
+                .map(|(p, linear)| self.factor(p, linear, statistics, &whitening))
                 .collect();
-            for ((p, solved), projection) in planned.iter().zip(solved).zip(block.site_mut(*site)) {
-                let Some((factors, error)) = solved.map_err(numerical)? else {
-                    records.push(untouched(p));
-                    continue;
-                };
-                records.push(record(p, error, &whitening, self.settings.ridge));
-                replace(projection, p, factors);
+            let places = block.site_mut(*site).into_iter().zip(linears);
+            for ((p, solved), (place, linear)) in planned.iter().zip(solved).zip(places) {
+                match solved.map_err(numerical)? {
+                    None => records.push(untouched(p)),
+                    Some((factors, error)) => {
+                        records.push(record(p, error, &whitening, ridge));
+                        *place = low_rank(p, factors, &linear);
+                    }
+                }
             }
         }
         Ok((block, records))
     }
 }
 
-/// The weight `[in, out]`, row-major, of a projection that is still dense.
-fn dense_weight(planned: &PlannedProjection, projection: &Projection) -> Result<Vec<f32>> {
-    let Projection::Dense(linear) = projection else {
-        return Err(Error::NotDense {
+/// The linear map of a projection that is still dense.
+fn dense(planned: &PlannedProjection, projection: &Projection) -> Result<Linear> {
+    match projection {
+        Projection::Dense(linear) => Ok(linear.clone()),
+        other => Err(Error::NotDense {
             layer: planned.layer,
             projection: planned.name().into(),
-            kind: projection.kind().into(),
-        });
-    };
-    let values = linear.weight.val().into_data().try_into_vec::<f32>();
-    values.map_err(|e| Error::Numerical {
-        layer: planned.layer,
-        site: planned.site.name().into(),
-        why: format!("the weight could not be read: {e:?}"),
-    })
-}
-
-/// Puts the factors in place of the dense weight; the bias moves to the expansion.
-fn replace(projection: &mut Projection, planned: &PlannedProjection, factors: Factors) {
-    let (rank, device) = (factors.rank, device_of(projection));
-    // Burn's layout is the transpose of both factors.
-    let tensor = |values, shape: [usize; 2]| {
-        Tensor::<2>::from_data(TensorData::new(values, shape), &device).transpose()
-    };
-    let contiguous = |t: Tensor<2>| {
-        let data = t.into_data();
-        Tensor::<2>::from_data(data, &device)
-    };
-    let basis = contiguous(tensor(factors.basis, [rank, planned.input]));
-    let expansion = contiguous(tensor(factors.expansion, [planned.out, rank]));
-    let bias = match projection {
-        Projection::Dense(linear) => linear.bias.as_ref().map(Param::val),
-        Projection::LowRank(low_rank) => low_rank.expansion.bias.as_ref().map(Param::val),
-    };
-    *projection = Projection::LowRank(LowRank::new(basis, expansion, bias));
-}
-
-fn device_of(projection: &Projection) -> Device {
-    match projection {
-        Projection::Dense(linear) => linear.weight.val().device(),
-        Projection::LowRank(low_rank) => low_rank.basis.weight.val().device(),
+            kind: other.kind().into(),
+        }),
     }
+}
+
+/// The factored projection; the bias moves to the expansion.
+fn low_rank(planned: &PlannedProjection, factors: Factors, linear: &Linear) -> Projection {
+    let device = linear.weight.val().device();
+    let tensor =
+        |values, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), &device);
+    let basis = tensor(factors.basis, [planned.input, factors.rank]);
+    let expansion = tensor(factors.expansion, [factors.rank, planned.out]);
+    let bias = linear.bias.as_ref().map(Param::val);
+    Projection::LowRank(LowRank::new(basis, expansion, bias))
 }
 
 fn untouched(planned: &PlannedProjection) -> SiteRecord {

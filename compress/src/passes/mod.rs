@@ -2,12 +2,14 @@
 
 mod low_rank;
 
+use std::collections::BTreeSet;
+
 use cinder_models::checkpoint::SiteRecord;
 use cinder_models::{DecoderLayer, ModelConfig, Site};
 use serde_json::Value;
 
 use crate::calibration::BlockStatistics;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub use low_rank::{LowRankPass, LowRankSettings};
 
@@ -67,6 +69,37 @@ impl PlannedProjection {
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     pub projections: Vec<PlannedProjection>,
+}
+
+/// Plans every pass of a recipe.
+///
+/// # Errors
+/// When a pass can not be planned, or two passes want the same projection.
+pub fn plan_all(passes: &[Box<dyn Pass>], config: &ModelConfig) -> Result<Vec<Plan>> {
+    let plans = passes
+        .iter()
+        .map(|pass| pass.plan(config))
+        .collect::<Result<Vec<Plan>>>()?;
+    let mut taken = BTreeSet::new();
+    for p in plans.iter().flat_map(|plan| &plan.projections) {
+        if !taken.insert((p.layer, p.name())) {
+            return Err(Error::Setting {
+                what: "the recipe".into(),
+                value: format!("factoring `{}` of layer {} twice", p.name(), p.layer),
+                range: "one whose passes touch different sites".into(),
+            });
+        }
+    }
+    Ok(plans)
+}
+
+/// Scalars of the decoder projections before and after `plans`; projections in no plan stay dense.
+pub fn projection_scalars(config: &ModelConfig, plans: &[Plan]) -> (u64, u64) {
+    let before = config.dense_projection_scalars();
+    let planned = || plans.iter().flat_map(|p| &p.projections);
+    let touched: u64 = planned().map(|p| (p.out * p.input) as u64).sum();
+    let stored: u64 = planned().map(PlannedProjection::scalars).sum();
+    (before, before - touched + stored)
 }
 
 /// How a pass is built from its table in a recipe; the keep ratio of the command line, if any, replaces the table's.

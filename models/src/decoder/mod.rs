@@ -5,7 +5,7 @@ mod feed_forward;
 mod layer;
 mod rope;
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, RmsNorm, RmsNormConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -183,12 +183,4 @@ pub(crate) fn embedding_skeleton(config: &ModelConfig, device: &Device) -> Embed
 
 pub(crate) fn norm_skeleton(width: usize, eps: f64, device: &Device) -> RmsNorm {
     RmsNormConfig::new(width).with_epsilon(eps).init(device)
-}
-
-/// A `Linear` whose weight `[in, out]` is known; the bias is `[out]`.
-pub fn linear(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear {
-    Linear {
-        weight: Param::from_tensor(weight),
-        bias: bias.map(Param::from_tensor),
-    }
 }
