@@ -73,7 +73,7 @@ impl Printer {
     fn above_bar(&self, text: &str) {
         match self.lock().as_ref().and_then(|t| t.bar.as_ref()) {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => line(text),
         }
     }
 
@@ -91,7 +91,8 @@ impl Progress for Printer {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style =
                 "{msg:>14} {bar:32} {percent:>3} %  {pos}/{len}  {elapsed} (left {eta})  {prefix}";
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let length = (total > 0).then_some(total);
+            let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
             // The template is a constant; an invalid one would only lose the layout.
             bar.set_style(
                 ProgressStyle::with_template(style)
@@ -101,6 +102,9 @@ impl Progress for Printer {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
+        if bar.is_none() && total == 0 {
+            line(&format!("{task} ..."));
+        }
         let now = Instant::now();
         *self.lock() = Some(Task {
             name: task.into(),
@@ -141,7 +145,7 @@ impl Progress for Printer {
         }
         let seconds = task.start.elapsed().as_secs_f64();
         if seconds >= 1.0 {
-            eprintln!("{}: done in {seconds:.0} s", task.name);
+            line(&format!("{}: done in {seconds:.0} s", task.name));
         }
     }
 }
@@ -158,12 +162,17 @@ impl Task {
             "" => String::new(),
             note => format!("  {note}"),
         };
-        eprintln!(
+        line(&format!(
             "{}: {}/{} ({:.0} %, {left:.0} s left){note}",
             self.name,
             self.done,
             self.total,
             100.0 * self.done as f64 / self.total.max(1) as f64,
-        );
+        ));
     }
+}
+
+/// Writes a line to stderr. Work goes on where nobody can read it any more.
+pub fn line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

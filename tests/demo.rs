@@ -14,7 +14,7 @@ fn the_demo_leaves_models_results_and_a_report() {
     let run = cinder(&["demo", "--out", arg(&out), "--keep", "0.9", "--json"]);
     let summary = run.json();
     assert!(
-        run.stderr.contains("perplexity: done"),
+        run.stderr.contains("smollm2: perplexity"),
         "no progress was shown: {}",
         run.stderr
     );
@@ -28,6 +28,8 @@ fn the_demo_leaves_models_results_and_a_report() {
     ] {
         assert!(out.join(file).is_file(), "{file}");
     }
+    let page = std::fs::read_to_string(out.join("report/report.html")).expect("reads");
+    assert!(!page.contains(".partial"));
     assert_eq!(summary["report"], arg(&out.join("report/report.html")));
     let result = |name: &str| -> Value {
         let text = std::fs::read(out.join("results").join(name)).expect("reads");

@@ -132,6 +132,8 @@ fn configurations_that_do_not_fit() {
     fails!("config-not-json", 1, inspect(&model), folder.path());
 }
 
+const RECIPE: &str = "name = 'r'\n[calibration]\ncorpus = 'none'\nwindows = 4\nwindow = 16\n[[passes]]\npass = 'low_rank'\nkeep = 0.7\n";
+
 /// One token for every ASCII letter used in these tests.
 const TOKENIZER: &str = r#"{"version":"1.0","added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,
 "decoder":null,"model":{"type":"BPE","vocab":{"a":0,"b":1," ":2},"merges":[]}}"#;
@@ -184,7 +186,7 @@ fn recipes_and_outputs() {
     let text = folder.path().join("text.txt");
     write(&text, &b"ab ba ".repeat(200));
     let recipe = folder.path().join("recipe.toml");
-    let good = "name = 'r'\n[calibration]\ncorpus = 'none'\nwindows = 4\nwindow = 16\n[[passes]]\npass = 'low_rank'\nkeep = 0.7\n";
+    let good = RECIPE;
     let out = folder.path().join("out");
     let compress = |more: &[&str]| {
         let mut arguments = vec![
@@ -215,7 +217,7 @@ fn recipes_and_outputs() {
     write(&recipe, good.as_bytes());
     fails!(
         "keep-out-of-range",
-        1,
+        2,
         compress(&["--keep", "1.7"]),
         folder.path()
     );
@@ -251,6 +253,22 @@ fn weights_that_are_not_finite_are_never_written() {
     let out = folder.path().join("out");
     let export = ["export", arg(&model), "--dense", "--out", arg(&out)];
     fails!("export-not-finite", 1, cinder(&export), folder.path());
+    let text = folder.path().join("text.txt");
+    write(&text, &b"ab ba ".repeat(200));
+    let recipe = folder.path().join("recipe.toml");
+    write(&recipe, RECIPE.as_bytes());
+    let compress = [
+        "compress",
+        arg(&model),
+        "--recipe",
+        arg(&recipe),
+        "--calibration",
+        arg(&text),
+        "--out",
+        arg(&out),
+        "--quiet",
+    ];
+    fails!("compress-not-finite", 1, cinder(&compress), folder.path());
     assert!(!out.exists() && !folder.path().join("out.partial").exists());
     fails!(
         "verify-not-finite",
@@ -293,6 +311,24 @@ fn wrong_usage_exits_with_2() {
         "usage-windows",
         2,
         cinder(&["eval", "ppl", "x", "--text", "y", "--windows", "1,b"]),
+        root
+    );
+    fails!(
+        "usage-window",
+        2,
+        cinder(&["eval", "ppl", "x", "--text", "y", "--window", "1"]),
+        root
+    );
+    fails!(
+        "usage-windows-twice",
+        2,
+        cinder(&["eval", "ppl", "x", "--text", "y", "--windows", "1,1"]),
+        root
+    );
+    fails!(
+        "usage-demo-keep",
+        2,
+        cinder(&["demo", "--keep", "0.9,0.9"]),
         root
     );
     fails!(

@@ -111,3 +111,33 @@ fn older_configurations_mean_the_same() {
         agrees(&load(folder.path().into()), &golden(family));
     }
 }
+
+/// Continuing from a cache several tokens at a time, and in a batch, is the same as one pass over the whole.
+#[test]
+fn a_cache_continues_where_it_stopped() {
+    for family in ["llama3", "mistral", "qwen3"] {
+        let decoder = load(goldens().join("families").join(family));
+        let rows = [
+            golden(family).ids,
+            golden(family).ids.into_iter().rev().collect::<Vec<u32>>(),
+        ];
+        let values = |t: Tensor<3>| t.into_data().try_into_vec::<f32>().expect("f32");
+        let whole = values(decoder.hidden(&rows, None).expect("runs"));
+        let mut cache = decoder.new_cache();
+        let mut parts = Vec::new();
+        for (start, end) in [(0, 7), (7, 8), (8, 19), (19, 24)] {
+            let part: Vec<Vec<u32>> = rows.iter().map(|row| row[start..end].to_vec()).collect();
+            parts.push(decoder.hidden(&part, Some(&mut cache)).expect("runs"));
+        }
+        assert_eq!(cache.length(), 24);
+        let joined = values(Tensor::cat(parts, 1));
+        assert_eq!(whole.len(), joined.len());
+        for (a, b) in whole.iter().zip(&joined) {
+            assert!((a - b).abs() < 1e-4, "{family}: {a} {b}");
+        }
+        // A cache of another batch, or of another model, is refused.
+        assert!(decoder.hidden(&rows[..1], Some(&mut cache)).is_err());
+        let mut other = cinder::models::cache::KvCache::new(1);
+        assert!(decoder.hidden(&rows, Some(&mut other)).is_err());
+    }
+}

@@ -16,8 +16,8 @@ use cinder_models::progress::Progress;
 use cinder_models::{Checkpoint, DecoderLayer};
 
 use crate::calibration::{BlockStatistics, Windows, observe_block};
-use crate::error::Result;
-use crate::passes::{Plan, plan_all, projection_scalars};
+use crate::error::{Error, Result};
+use crate::passes::{Plan, plan_all, projection_scalars, require_dense};
 use crate::recipe::Recipe;
 
 /// One compressed model to be made.
@@ -44,8 +44,8 @@ pub struct Job<'a> {
 pub struct Outcome {
     pub manifest: Manifest,
     pub out: PathBuf,
-    /// Bytes of the written directory.
-    pub bytes_on_disk: u64,
+    /// Bytes of all files of the written directory.
+    pub directory_bytes: u64,
     /// Wall time of the whole walk; targets of one walk share it.
     pub seconds: f64,
     pub warnings: Vec<String>,
@@ -72,6 +72,15 @@ pub fn compress(
 ) -> Result<Vec<Outcome>> {
     let start = Instant::now();
     let config = job.checkpoint.config();
+    require_dense(job.checkpoint)?;
+    let window = job.windows.ids[0].len();
+    if window > config.max_context {
+        return Err(Error::Setting {
+            what: "`window` of the calibration".into(),
+            value: format!("{window} tokens"),
+            range: format!("at most the model's context of {}", config.max_context),
+        });
+    }
     let mut running = Vec::new();
     for Target { recipe, out } in targets {
         let plans = plan_all(&recipe.passes, config)?;
@@ -124,6 +133,8 @@ fn walk(
         progress.note(&format!("block {}/{}", layer + 1, config.layers));
         let (statistics, outputs) =
             observe_block(&block, &hidden, &rotary, &mut || progress.advance(1))?;
+        // With one target nothing is asked for twice, and decompositions are large.
+        let statistics = statistics.remembering(stream.len() > 1);
         hidden = outputs_after(
             layer,
             block,
@@ -231,15 +242,11 @@ fn finish(
         tensors: Vec::new(),
     };
     let warnings = warnings(&manifest, tokens);
-    let bytes_on_disk = writer.finish(checkpoint, manifest)?;
-    let manifest = Manifest::read(&out)?.ok_or_else(|| cinder_models::Error::Corrupt {
-        path: out.clone(),
-        why: "the manifest is gone".into(),
-    })?;
+    let (manifest, directory_bytes) = writer.finish(checkpoint, manifest)?;
     Ok(Outcome {
         manifest,
         out,
-        bytes_on_disk,
+        directory_bytes,
         seconds: start.elapsed().as_secs_f64(),
         warnings,
     })

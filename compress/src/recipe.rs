@@ -79,7 +79,7 @@ impl Recipe {
         let file: RecipeFile = toml::from_str(text).map_err(|e| {
             let line = e
                 .span()
-                .map(|s| text[..s.start.min(text.len())].lines().count().max(1));
+                .map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
             let place = line.map_or(String::new(), |l| format!("line {l}: "));
             wrong(format!("{place}{}", e.message()))
         })?;
@@ -166,7 +166,8 @@ mod tests {
                 "there is no pass `skipcat`; the passes are: low_rank",
             ),
             ("window = 8", "window = 1", "at least 2 tokens"),
-            ("windows = 2", "windows = 'two'", "line 4"),
+            ("windows = 2", "windows = 'two'", "line 4:"),
+            ("windows = 2", "windows = 2\nwindoze = 3", "line 5:"),
             ("pass = 'low_rank'", "", "every `[[passes]]` needs"),
             (
                 "name = 'x'",

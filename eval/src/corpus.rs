@@ -12,7 +12,7 @@ mod tests;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
+use cinder_models::checkpoint::sha256;
 
 use crate::error::{Error, Result};
 use crate::result::CorpusIdentity;
@@ -97,8 +97,7 @@ impl Corpus {
 
     /// SHA-256 of [`text`](Self::text), in lower-case hexadecimal.
     pub fn sha256(&self) -> String {
-        let digest = Sha256::digest(self.text());
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        sha256(self.text().as_bytes())
     }
 
     /// What an [`EvalResult`](crate::EvalResult) records of this corpus, whose text is `tokens` tokens long.

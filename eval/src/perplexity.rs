@@ -27,6 +27,14 @@ pub enum WindowChoice {
 
 impl WindowChoice {
     fn indices(&self, available: usize) -> Result<Vec<usize>> {
+        if let WindowChoice::First(n) = self
+            && *n > available
+        {
+            return Err(Error::NoSuchWindow {
+                index: n - 1,
+                available,
+            });
+        }
         let indices: Vec<usize> = match self {
             WindowChoice::All => (0..available).collect(),
             WindowChoice::First(n) => (0..*n).collect(),

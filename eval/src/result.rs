@@ -64,7 +64,7 @@ pub struct CorpusIdentity {
 pub struct Perplexity {
     /// exp of the mean of the windows' mean negative log-likelihoods (nats).
     pub perplexity: f64,
-    /// Standard error of the perplexity (delta method over window means).
+    /// Standard error of the perplexity: the window means' (with one window the tokens'), times the perplexity.
     pub stderr: f64,
     /// Window length in tokens.
     pub window: u64,

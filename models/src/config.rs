@@ -1,4 +1,4 @@
-//! What a decoder looks like, from Hugging Face `config.json`. Families are rows of data, not code paths.
+//! What a decoder looks like. Families are rows of data, not code paths. GGUF metadata: see `checkpoint::gguf`.
 
 use std::path::Path;
 
@@ -22,6 +22,8 @@ pub struct Family {
     pub qkv_bias: bool,
     /// Q and K are RMS-normalised per head before the rotary embedding.
     pub qk_norm: bool,
+    /// A `sliding_window` in the configuration is in force without `use_sliding_window`.
+    pub sliding_window: bool,
 }
 
 /// Every family Cinder knows. SmolLM2 and Llama 1–3 are `llama`; CONTRIBUTING.md tells how to add a row.
@@ -33,6 +35,7 @@ pub static FAMILIES: [Family; 4] = [
         gguf_interleaved_rotary: true,
         qkv_bias: false,
         qk_norm: false,
+        sliding_window: false,
     },
     Family {
         name: "mistral",
@@ -41,6 +44,7 @@ pub static FAMILIES: [Family; 4] = [
         gguf_interleaved_rotary: true,
         qkv_bias: false,
         qk_norm: false,
+        sliding_window: true,
     },
     Family {
         name: "qwen2",
@@ -49,6 +53,7 @@ pub static FAMILIES: [Family; 4] = [
         gguf_interleaved_rotary: false,
         qkv_bias: true,
         qk_norm: false,
+        sliding_window: false,
     },
     Family {
         name: "qwen3",
@@ -57,6 +62,7 @@ pub static FAMILIES: [Family; 4] = [
         gguf_interleaved_rotary: false,
         qkv_bias: false,
         qk_norm: true,
+        sliding_window: false,
     },
 ];
 
@@ -138,11 +144,23 @@ impl ModelConfig {
             return Err(fields.unsupported(format!("activation `{activation}`")));
         }
 
+        if fields.number_or("partial_rotary_factor", 1.0)? != 1.0 {
+            return Err(fields.unsupported("a rotary embedding of part of each head".into()));
+        }
+        if let Some(quantization) = source.get("quantization_config") {
+            let method = quantization["quant_method"].as_str().unwrap_or("unknown");
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: format!("quantisation `{method}`"),
+                hint: "give the unquantised checkpoint, or a GGUF file".into(),
+            });
+        }
+
         let hidden_size = fields.size("hidden_size")?;
         let heads = fields.size("num_attention_heads")?;
         let attention_bias = fields.flag("attention_bias", false)?;
         let mut max_context = fields.size_or("max_position_embeddings", 2048)?;
-        if fields.flag("use_sliding_window", family.name == "mistral")?
+        if fields.flag("use_sliding_window", family.sliding_window)?
             && let Some(window) = fields.optional_size("sliding_window")?
         {
             // Up to the window, sliding attention is full attention; beyond it we would be wrong.
@@ -206,6 +224,31 @@ impl ModelConfig {
             return fail(format!(
                 "`head_dim` is {}; the rotary embedding needs an even one",
                 self.head_dim
+            ));
+        }
+        let sound = |v: f64| v.is_finite() && v > 0.0;
+        let scaling = match &self.rope_scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear { factor } => sound(*factor),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                [factor, low_freq_factor, high_freq_factor, original_context]
+                    .into_iter()
+                    .all(|v| sound(*v))
+                    && low_freq_factor < high_freq_factor
+            }
+            RopeScaling::Divisors(values) => {
+                values.len() == self.head_dim / 2 && values.iter().all(|v| sound(f64::from(*v)))
+            }
+        };
+        if !scaling {
+            return fail(format!(
+                "rotary scaling {:?} is out of range for heads of {}",
+                self.rope_scaling, self.head_dim
             ));
         }
         if !(self.rms_norm_eps > 0.0 && self.rope_theta > 0.0) {

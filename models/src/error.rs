@@ -85,7 +85,7 @@ impl Hint for Error {
                     .into(),
             ),
             Error::NonFinite { .. } => Some(
-                "the weights or activations overflowed: run `cinder verify` on the model".into(),
+                "run `cinder verify` on the model; a value too large for f16 fits bf16 or f32".into(),
             ),
             Error::Io(_) | Error::Config { .. } | Error::Request(_) => None,
         }

@@ -115,7 +115,7 @@ fn numbers_that_cannot_be_right_are_refused() {
     let nan = changed(|e| e.result.perplexity.perplexity = f64::NAN);
     assert_eq!(
         refused(&nan),
-        "results/low-rank-0.7.json: perplexity.perplexity is NaN, which is not a finite number"
+        "results/low-rank-0.7.json: perplexity is NaN, which is not a finite number"
     );
     let window = changed(|e| e.result.perplexity.window_nll[2] = f64::INFINITY);
     assert!(refused(&window).contains("window_nll[2] is inf"));

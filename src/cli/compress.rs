@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cinder::compress::calibration::{Windows, choose_windows};
-use cinder::compress::passes::{PlannedProjection, plan_all, projection_scalars};
+use cinder::compress::passes::{PlannedProjection, plan_all, projection_scalars, require_dense};
 use cinder::compress::pipeline::{Job, Outcome, Target, compress};
 use cinder::compress::recipe::Recipe;
 use cinder::eval::Corpus;
@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
     /// Replaces the recipe's keep ratio: stored scalars after / before
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_name = "RATIO", value_parser = parse_keep)]
     keep: Option<f64>,
     /// Replaces the recipe's calibration text: a file, or `boolq:calibration`
     #[arg(long, value_name = "FILE")]
@@ -42,6 +42,17 @@ pub struct Args {
     /// Replace the directory if it exists
     #[arg(long)]
     overwrite: bool,
+}
+
+/// A keep ratio from the command line.
+pub fn parse_keep(text: &str) -> Result<f64, String> {
+    let keep: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number"))?;
+    match keep > 0.0 && keep <= 1.0 {
+        true => Ok(keep),
+        false => Err("a keep ratio is above 0 and at most 1".into()),
+    }
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
@@ -131,7 +142,7 @@ fn outcome_json(outcome: &Outcome) -> Value {
         "bytes_after": m.bytes_after,
         "dtype": m.dtype,
         "source_bytes_on_disk": m.source.bytes_on_disk,
-        "bytes_on_disk": outcome.bytes_on_disk,
+        "directory_bytes": outcome.directory_bytes,
         "seconds": outcome.seconds,
         "fallbacks": m.fallbacks,
         "warnings": outcome.warnings,
@@ -165,6 +176,7 @@ fn outcome_text(outcome: &Outcome) -> String {
 }
 
 fn dry_run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Result<ExitCode> {
+    require_dense(checkpoint)?;
     let config = checkpoint.config();
     let plans = plan_all(&recipe.passes, config)?;
     let planned: Vec<&PlannedProjection> = plans.iter().flat_map(|p| &p.projections).collect();
@@ -224,19 +236,21 @@ fn dry_run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// The embedding while the windows are embedded or, later, a block with its compressed form, its Grams and their
-/// factors in f64, and the hidden states before and after the block.
+/// The frame while the windows are embedded or, later: a block and its compressed form, its Grams and their factors, two
+/// decompositions side by side, and the hidden states before and after the block.
 fn memory_estimate(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     let c = checkpoint.config();
+    let square = |n: usize| (n * n * 8) as u64;
     let calibration = &recipe.calibration;
     let hidden = (calibration.windows * calibration.window * c.hidden_size * 4) as u64;
+    let states = if calibration.propagate { 3 } else { 2 };
     let block = c.dense_projection_scalars() / c.layers as u64 * 4;
-    let gram = |n: usize| (n * n * 8) as u64;
-    let attention = c.heads * c.head_dim;
-    let grams = 2 * gram(c.hidden_size) + gram(attention) + gram(c.intermediate_size);
-    // A decomposition holds the weight and two factors in f64; two run side by side.
-    let solving =
-        3 * gram(c.intermediate_size) + 6 * (c.intermediate_size * c.hidden_size * 8) as u64;
-    let embedding = (c.vocab_size * c.hidden_size * 4) as u64;
-    (embedding + hidden).max(2 * hidden + 2 * block + grams + solving)
+    let grams =
+        2 * square(c.hidden_size) + square(c.heads * c.head_dim) + square(c.intermediate_size);
+    let whitening = 3 * square(c.intermediate_size);
+    // Weight, product, both singular bases and the workspace, in f64.
+    let decomposition = 6 * (c.intermediate_size * c.hidden_size * 8) as u64;
+    let heads = if c.tied_embeddings { 1 } else { 2 };
+    let frame = heads * (c.vocab_size * c.hidden_size * 4) as u64;
+    (frame + hidden).max(states * hidden + 2 * block + grams + whitening + 2 * decomposition)
 }

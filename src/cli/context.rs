@@ -1,6 +1,6 @@
 //! What every verb shares: the device, the printer, and opening things by name.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use burn::tensor::Device;
@@ -175,10 +175,11 @@ pub fn identity(
     })
 }
 
+/// The last part of a path, without `.gguf`; other dots belong to the name.
 fn given_name(given: &str) -> String {
-    let path = PathBuf::from(given);
-    path.file_stem()
-        .map_or_else(|| given.to_owned(), |n| n.to_string_lossy().into_owned())
+    let name = Path::new(given).file_name().map(|n| n.to_string_lossy());
+    let name = name.as_deref().unwrap_or(given);
+    name.strip_suffix(".gguf").unwrap_or(name).to_owned()
 }
 
 /// The command line as the user typed it, for records.
@@ -187,7 +188,9 @@ pub fn command_line() -> String {
         true => format!("'{arg}'"),
         false => arg,
     };
-    let arguments = std::env::args().skip(1).map(quote);
+    let arguments = std::env::args_os()
+        .skip(1)
+        .map(|arg| quote(arg.to_string_lossy().into_owned()));
     let words: Vec<String> = std::iter::once("cinder".to_owned())
         .chain(arguments)
         .collect();

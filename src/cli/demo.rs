@@ -8,11 +8,11 @@ use cinder::compress::pipeline::{Target, compress};
 use cinder::compress::recipe::Recipe;
 use cinder::eval::{Corpus, WindowChoice};
 use cinder::fetch::{fetch, find};
-use cinder::models::checkpoint::{Checkpoint, OutputDirectory};
+use cinder::models::checkpoint::{Checkpoint, DEMO_FILE, OutputDirectory};
 use cinder::reports::{Options, read, write};
 use serde_json::json;
 
-use super::compress::Calibration;
+use super::compress::{Calibration, parse_keep};
 use super::context::{Context, Usage};
 use super::eval::{Loaded, Question, measure, write_result};
 
@@ -31,7 +31,8 @@ pub struct Args {
         long,
         value_delimiter = ',',
         default_value = "0.9,0.8,0.7",
-        value_name = "RATIO,..."
+        value_name = "RATIO,...",
+        value_parser = parse_keep
     )]
     keep: Vec<f64>,
 }
@@ -53,11 +54,9 @@ const MODEL: &str = "smollm2";
 const EVALUATION: &str = "boolq:evaluation";
 const WINDOW: usize = 512;
 const WINDOWS: usize = 12;
-/// Tells a demo's directory from anything else that must not be replaced.
-const MARKER: &str = "demo.json";
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
-    let earlier = args.out.join(MARKER).is_file();
+    let earlier = args.out.join(DEMO_FILE).is_file();
     if args.out.exists() && !earlier {
         return Err(Usage::new(
             format!(
@@ -67,6 +66,11 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
             "give another `--out`",
         )
         .into());
+    }
+    let mut seen = args.keep.clone();
+    seen.sort_by(f64::total_cmp);
+    if seen.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(Usage::new("`--keep` names a ratio twice", "give each keep ratio once").into());
     }
     let recipes = args
         .keep
@@ -111,14 +115,17 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
 
     let options =
         Options::titled("Cinder demo: SmolLM2-135M-Instruct, low-rank at several keep ratios");
-    write(
-        &read(&[folder.join("results")])?,
-        &folder.join("report"),
-        &options,
-    )?;
+    let mut evaluations = read(&[folder.join("results")])?;
+    for evaluation in &mut evaluations {
+        // Where the results will be, not where they are until the demo is whole.
+        if let Ok(inside) = evaluation.file.strip_prefix(&folder) {
+            evaluation.file = args.out.join(inside);
+        }
+    }
+    write(&evaluations, &folder.join("report"), &options)?;
     let page = args.out.join("report").join("report.html");
     let summary = json!({"report": page, "results": args.out.join("results"), "models": args.out.join("models")});
-    output.write(MARKER, format!("{summary:#}\n").as_bytes())?;
+    output.write(DEMO_FILE, format!("{summary:#}\n").as_bytes())?;
     output.commit()?;
     context.printer.say("open the report in a browser:");
     context

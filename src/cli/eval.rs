@@ -1,6 +1,8 @@
 //! `cinder eval`
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -30,7 +32,7 @@ pub struct PplArgs {
     #[arg(long, value_name = "FILE")]
     text: String,
     /// Tokens in a window
-    #[arg(long, default_value_t = 2048, value_name = "N")]
+    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = parse_window)]
     window: usize,
     /// How many windows from the start (`20`), or which (`0,10,20`) [default: all]
     #[arg(long, value_parser = parse_windows, value_name = "N|I,J,K")]
@@ -43,15 +45,28 @@ pub struct PplArgs {
     out: Option<PathBuf>,
 }
 
+fn parse_window(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(window) if window >= 2 => Ok(window),
+        _ => Err("a window is a whole number of at least 2 tokens".into()),
+    }
+}
+
 fn parse_windows(text: &str) -> Result<WindowChoice, String> {
     let number = |t: &str| t.trim().parse::<usize>().map_err(|e| format!("`{t}`: {e}"));
     if !text.contains(',') {
-        return Ok(WindowChoice::First(number(text)?));
+        return match number(text)? {
+            0 => Err("at least one window must be scored".into()),
+            count => Ok(WindowChoice::First(count)),
+        };
     }
     let parts = text.split(',').filter(|t| !t.trim().is_empty());
-    Ok(WindowChoice::Indices(
-        parts.map(number).collect::<Result<_, _>>()?,
-    ))
+    let indices: Vec<usize> = parts.map(number).collect::<Result<_, _>>()?;
+    let distinct: BTreeSet<&usize> = indices.iter().collect();
+    match !indices.is_empty() && distinct.len() == indices.len() {
+        true => Ok(WindowChoice::Indices(indices)),
+        false => Err("give each window once, and at least one".into()),
+    }
 }
 
 /// A model that is loaded and ready to be measured.
@@ -92,15 +107,15 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
     };
     let result = measure(context, &loaded, &question)?;
     let value = serde_json::to_value(&result)?;
-    if let Some(out) = &args.out {
-        write_result(out, &result)?;
-    }
     let p = &result.perplexity;
     let text = format!(
         "perplexity {:.4} ± {:.4}  ({} windows of {}, {} tokens scored, {:.0} tokens/s)",
         p.perplexity, p.stderr, p.windows, p.window, p.tokens_scored, p.tokens_per_second
     );
     context.printer.result(&value, &text)?;
+    if let Some(out) = &args.out {
+        write_result(out, &result)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -122,6 +137,7 @@ pub fn measure(context: &Context, loaded: &Loaded, question: &Question<'_>) -> R
         loaded.tokenizer.bos_ids(),
         &context.printer,
     )?;
+    let seconds = start.elapsed().as_secs_f64();
     Ok(EvalResult {
         schema: 1,
         tool_version: env!("CARGO_PKG_VERSION").into(),
@@ -131,15 +147,19 @@ pub fn measure(context: &Context, loaded: &Loaded, question: &Question<'_>) -> R
         device: context.device_name.clone(),
         dtype: "f32".into(),
         command: question.command.clone(),
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
     })
 }
 
-/// Writes a result beside its final name and renames it into place.
-pub fn write_result(path: &std::path::Path, result: &EvalResult) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(std::path::Path::new(".")))?;
-    serde_json::to_writer_pretty(&mut file, result)?;
-    file.persist(path)?;
-    Ok(())
+/// Writes a result beside its final name and renames it into place; folders above it are created.
+pub fn write_result(path: &Path, result: &EvalResult) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs_err::create_dir_all(folder)?;
+    }
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let mut file = fs_err::File::create(PathBuf::from(&partial))?;
+    writeln!(file, "{}", serde_json::to_string_pretty(result)?)?;
+    file.sync_all()?;
+    Ok(fs_err::rename(partial, path)?)
 }

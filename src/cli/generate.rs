@@ -55,8 +55,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let (_, tokenizer, decoder) = context.load(&args.model)?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
-    context.printer.stream(&args.prompt)?;
-    let mut failed = None;
+    let mut started = false;
     let generation = generate(
         &decoder,
         &prompt,
@@ -64,16 +63,16 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         tokenizer.eos_ids(),
         settings,
         &mut |id| {
+            // Not before the first token: until then the request may still be refused.
+            if !std::mem::replace(&mut started, true) {
+                context.printer.stream(&args.prompt)?;
+            }
             if let Some(text) = stream.push(id)? {
-                // Kept aside: the library's error type has no business with our stdout.
-                failed = failed.take().or(context.printer.stream(&text).err());
+                context.printer.stream(&text)?;
             }
             Ok(())
         },
     )?;
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
     context
         .printer
         .stream(&stream.finish()?.unwrap_or_default())?;

@@ -47,6 +47,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
             .into_data()
             .try_into_vec::<f32>()
             .map_err(|e| anyhow::anyhow!("logits could not be read: {e:?}"))?;
+        anyhow::ensure!(
+            row.iter().all(|v| v.is_finite()),
+            "a logit at position {position} is not finite"
+        );
         let mut order: Vec<u32> = (0..row.len() as u32).collect();
         order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b)));
         order.truncate(args.top);

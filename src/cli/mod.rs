@@ -14,12 +14,13 @@ mod report;
 mod tokenize;
 mod verify;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use cinder::models::Hint;
 use clap::{Parser, Subcommand};
 
-use crate::printer::Printer;
+use crate::printer::{Printer, line};
 use context::{Context, Usage};
 
 /// Make language models smaller without training, prove what it cost, and run the result.
@@ -102,22 +103,27 @@ pub fn run() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    let broken_pipe = error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-    });
-    if broken_pipe {
+    if io_kind(error) == Some(ErrorKind::BrokenPipe) {
         // The reader of our output has gone: nobody is left to tell.
         return ExitCode::from(1);
     }
-    eprintln!("error: {error:#}");
+    line(&format!("error: {error:#}"));
     if let Some(hint) = hint_of(error) {
-        eprintln!("hint: {hint}");
+        line(&format!("hint: {hint}"));
     }
     match error.downcast_ref::<Usage>() {
         Some(_) => ExitCode::from(2),
         None => ExitCode::from(1),
+    }
+}
+
+/// The kind of an I/O error, our own or one that the models crate passed on.
+fn io_kind(error: &anyhow::Error) -> Option<ErrorKind> {
+    match error.downcast_ref::<cinder::models::Error>() {
+        Some(cinder::models::Error::Io(io)) => Some(io.kind()),
+        _ => error
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind),
     }
 }
 

@@ -21,7 +21,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let checkpoint = context.open(&args.model)?;
     // A tokenizer that can not be built makes the model unusable too.
     let tokenizer = checkpoint.tokenizer().err().map(|e| e.to_string());
-    let mut found = verify(&checkpoint, &context.printer)?;
+    let mut found = verify(&checkpoint, &context.device, &context.printer)?;
     found.problems.extend(tokenizer);
     found.ok = found.problems.is_empty();
     let text = match found.ok {

@@ -46,6 +46,8 @@ pub fn cinder_with(arguments: &[&str], environment: &[(&str, &str)]) -> Run {
     let output = Command::new(env!("CARGO_BIN_EXE_cinder"))
         .args(arguments)
         .envs(environment.iter().copied())
+        // Help is wrapped to it.
+        .env_remove("COLUMNS")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cinder runs");

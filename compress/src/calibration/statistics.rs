@@ -15,6 +15,7 @@ use crate::linalg::{Gram, LowRankSvd, Whitening, whiten};
 pub struct BlockStatistics {
     /// Input Gram of each site.
     pub grams: BTreeMap<Site, Gram>,
+    remember: bool,
     whitenings: Memo<(Site, u64), Whitening>,
     decompositions: Memo<(Site, usize, u64), LowRankSvd>,
 }
@@ -23,6 +24,13 @@ pub struct BlockStatistics {
 type Memo<K, V> = Mutex<HashMap<K, Arc<V>>>;
 
 impl BlockStatistics {
+    /// Whether decompositions are kept for the next one who asks.
+    #[must_use]
+    pub fn remembering(mut self, remember: bool) -> Self {
+        self.remember = remember;
+        self
+    }
+
     /// The whitening of a site's inputs with a relative ridge.
     ///
     /// # Errors
@@ -45,11 +53,15 @@ impl BlockStatistics {
         out: usize,
         (ridge, whitening): (f64, &Whitening),
     ) -> Result<Arc<LowRankSvd>, String> {
-        remember(
-            &self.decompositions,
-            (site, member, ridge.to_bits()),
-            || LowRankSvd::of(weight, out, whitening),
-        )
+        let decompose = || LowRankSvd::of(weight, out, whitening);
+        match self.remember {
+            true => remember(
+                &self.decompositions,
+                (site, member, ridge.to_bits()),
+                decompose,
+            ),
+            false => decompose().map(Arc::new),
+        }
     }
 }
 

@@ -4,9 +4,9 @@ use faer::{Mat, Side};
 
 use super::Gram;
 
-/// Where the ridge starts when the Gram as given is not positive definite, and how often it may grow tenfold.
+/// Where the ridge starts when the Gram as given is not positive definite, and where growing it tenfold stops.
 const FIRST_RIDGE: f64 = 1e-8;
-const RETRIES: i32 = 7;
+const LARGEST_RIDGE: f64 = 0.1;
 
 /// A square root of the input Gram: `L Lᵀ = E[x xᵀ] + ridge · mean(diagonal) · I`, L lower triangular.
 #[derive(Debug, Clone)]
@@ -23,8 +23,8 @@ pub struct Whitening {
 }
 
 /// Factors the Gram with a relative ridge (SVD-LLM, arXiv 2403.07378, §3.1, whose absolute ridge is replaced:
-/// see low-rank.md §4.1 item 5). When the matrix is not positive definite the ridge grows tenfold until it is;
-/// the result says so.
+/// see low-rank.md §4.1 item 5). When the matrix is not positive definite the ridge grows tenfold until it is; the result
+/// says so.
 ///
 /// # Errors
 /// A sentence when the Gram is empty or not finite, or no ridge up to 10 % of the mean diagonal helps.
@@ -41,9 +41,10 @@ pub fn whiten(gram: &Gram, ridge: f64) -> Result<Whitening, String> {
     if diagonal <= 0.0 {
         return Err("all inputs are zero".into());
     }
-    let retries =
-        (0..RETRIES).map(|k| ridge.max(FIRST_RIDGE) * 10f64.powi(k + i32::from(ridge > 0.0)));
-    for (attempt, ridge) in std::iter::once(ridge).chain(retries).enumerate() {
+    let larger = |ridge: &f64| Some((10.0 * ridge).max(FIRST_RIDGE));
+    let ridges = std::iter::successors(Some(ridge), larger)
+        .take_while(|tried| *tried == ridge || *tried <= LARGEST_RIDGE);
+    for (attempt, ridge) in ridges.enumerate() {
         let mut damped = mean.clone();
         for i in 0..n {
             damped[(i, i)] += ridge * diagonal;
@@ -56,8 +57,9 @@ pub fn whiten(gram: &Gram, ridge: f64) -> Result<Whitening, String> {
         let (low, high) = pivots.fold((f64::INFINITY, 0.0f64), |(lo, hi), v| {
             (lo.min(v), hi.max(v))
         });
-        // A pivot at rounding level would be divided by: treat it as not positive definite.
-        if low.is_nan() || low <= high * 1e-10 {
+        // Rounding leaves pivots of about the square root of f64's precision where there should be none; dividing
+        // by those would amplify noise, so they count as not positive definite.
+        if low.is_nan() || low <= high * 1e-7 {
             continue;
         }
         return Ok(Whitening {
@@ -102,6 +104,20 @@ mod tests {
     fn a_dead_channel_raises_the_ridge_and_says_so() {
         let w = whiten(&gram(&[&[1.0, 0.0], &[2.0, 0.0]]), 0.0).expect("a ridge helps");
         assert!(w.raised && w.ridge > 0.0 && w.condition.is_finite());
+    }
+
+    #[test]
+    fn fewer_inputs_than_channels_raise_the_ridge_too() {
+        let rows: Vec<Vec<f32>> = (0..5)
+            .map(|r| {
+                (0..12)
+                    .map(|c| ((r * 7 + c * 5) % 11) as f32 - 4.7)
+                    .collect()
+            })
+            .collect();
+        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+        let w = whiten(&gram(&rows), 0.0).expect("a ridge helps");
+        assert!(w.raised && w.ridge <= LARGEST_RIDGE);
     }
 
     #[test]

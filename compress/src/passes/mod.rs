@@ -5,7 +5,7 @@ mod low_rank;
 use std::collections::BTreeSet;
 
 use cinder_models::checkpoint::SiteRecord;
-use cinder_models::{DecoderLayer, ModelConfig, Site};
+use cinder_models::{Checkpoint, DecoderLayer, ModelConfig, Site};
 use serde_json::Value;
 
 use crate::calibration::BlockStatistics;
@@ -69,6 +69,21 @@ impl PlannedProjection {
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     pub projections: Vec<PlannedProjection>,
+}
+
+/// Refuses a model that is factored already: plans and keep ratios are those of the dense model.
+///
+/// # Errors
+/// [`Error::NotDense`] naming the first projection that is not.
+pub fn require_dense(checkpoint: &Checkpoint) -> Result<()> {
+    match checkpoint.projections().iter().find(|p| p.rank.is_some()) {
+        None => Ok(()),
+        Some(p) => Err(Error::NotDense {
+            layer: p.layer,
+            projection: p.projection.into(),
+            kind: p.kind.into(),
+        }),
+    }
 }
 
 /// Plans every pass of a recipe.

@@ -35,36 +35,43 @@ pub fn export_dense(
     progress: &dyn Progress,
 ) -> Result<u64> {
     let output = OutputDirectory::create(out, overwrite)?;
+    // First, because a tokenizer that can not be made should not cost the time of writing weights.
+    let companions = checkpoint.companions()?;
     let slot = ErrorSlot::default();
     let shards = shards(dense_tensors(checkpoint, device, &slot), dtype);
     let single = shards.len() == 1;
-    progress.start("exporting", shards.len() as u64);
-    let (mut bytes, mut weight_map) = (0, serde_json::Map::new());
+    progress.start(
+        "exporting",
+        shards.iter().map(Vec::len).sum::<usize>() as u64,
+    );
+    let (mut bytes, mut tensor_bytes, mut weight_map) = (0, 0, serde_json::Map::new());
     let count = shards.len();
     for (index, shard) in shards.into_iter().enumerate() {
         let name = match single {
             true => SINGLE_FILE.to_owned(),
             false => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
         };
-        let written = write_safetensors(output.path(), &name, shard, dtype);
+        let written = write_safetensors(output.path(), &name, shard, dtype, &mut || {
+            progress.advance(1)
+        });
         let (file, tensors) = match slot.take() {
             Some(error) => return Err(error),
             None => written?,
         };
         bytes += file.bytes;
         for tensor in tensors {
+            tensor_bytes += tensor.shape.iter().product::<usize>() as u64 * dtype.bytes();
             weight_map.insert(tensor.name, json!(name));
         }
-        progress.advance(1);
     }
-    for (name, content) in checkpoint.companions()? {
+    for (name, content) in companions {
         bytes += output.write(&name, &content)?.bytes;
     }
     bytes += output
         .write("config.json", config_json(checkpoint, dtype).as_bytes())?
         .bytes;
     if !single {
-        let index = json!({"metadata": {"total_size": bytes}, "weight_map": weight_map});
+        let index = json!({"metadata": {"total_size": tensor_bytes}, "weight_map": weight_map});
         bytes += output
             .write(INDEX_FILE, format!("{index:#}\n").as_bytes())?
             .bytes;
@@ -77,7 +84,6 @@ pub fn export_dense(
 /// The source's configuration with the type the weights are now stored in.
 pub(crate) fn config_json(checkpoint: &Checkpoint, dtype: StoredDtype) -> String {
     let mut config = checkpoint.config().source.clone();
-    config.remove("quantization_config");
     let key = match config.contains_key("dtype") {
         true => "dtype",
         false => "torch_dtype",

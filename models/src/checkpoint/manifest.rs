@@ -108,6 +108,11 @@ pub struct TensorRecord {
     pub sha256: String,
 }
 
+#[derive(Deserialize)]
+struct Layout {
+    schema: u32,
+}
+
 impl Manifest {
     /// Reads the manifest of `directory`; `None` when it has none.
     ///
@@ -118,18 +123,20 @@ impl Manifest {
         if !path.is_file() {
             return Ok(None);
         }
-        let manifest: Manifest =
-            serde_json::from_str(&fs_err::read_to_string(&path)?).map_err(|e| Error::Corrupt {
-                path: path.clone(),
-                why: format!("not a valid manifest: {e}"),
-            })?;
-        if manifest.schema > MANIFEST_SCHEMA {
+        let text = fs_err::read_to_string(&path)?;
+        let corrupt = |e: serde_json::Error| Error::Corrupt {
+            path: path.clone(),
+            why: format!("not a valid manifest: {e}"),
+        };
+        // The layout first: a newer one may lack fields that are required here.
+        let Layout { schema } = serde_json::from_str(&text).map_err(corrupt)?;
+        if schema > MANIFEST_SCHEMA {
             return Err(Error::Unsupported {
                 path,
-                what: format!("manifest schema {}", manifest.schema),
+                what: format!("manifest schema {schema}"),
                 hint: "a newer Cinder wrote it: update Cinder".into(),
             });
         }
-        Ok(Some(manifest))
+        serde_json::from_str(&text).map(Some).map_err(corrupt)
     }
 }

@@ -24,6 +24,7 @@ use std::path::Path;
 
 use crate::error::Error;
 
+pub use bind::Frame;
 pub use export::export_dense;
 pub use hash::{sha256, sha256_file};
 pub use huggingface::{INDEX_FILE, SINGLE_FILE};
@@ -34,7 +35,7 @@ pub use manifest::{
 pub use names::projection_prefix;
 pub use native::CompressedWriter;
 pub use open::{Checkpoint, Format};
-pub use output::OutputDirectory;
+pub use output::{DEMO_FILE, OutputDirectory};
 pub use source::{TensorInfo, TensorSource};
 pub use structure::ProjectionInfo;
 pub use verify::{Verification, verify};

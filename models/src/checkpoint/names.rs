@@ -15,6 +15,15 @@ const LAYER_PARTS: [(&str, &str); 11] = [
     ("mlp.down_proj", "feed_forward.down"),
 ];
 
+/// What a projection or norm may store; anything else (quantised pieces, adapters) is not a plain checkpoint.
+const LEAVES: [&str; 5] = [
+    "weight",
+    "bias",
+    "basis.weight",
+    "expansion.weight",
+    "expansion.bias",
+];
+
 /// Hugging Face's prefix of a projection, such as `model.layers.3.mlp.up_proj`.
 pub fn projection_prefix(layer: usize, projection: &str) -> String {
     let block = match projection {
@@ -28,8 +37,8 @@ pub fn projection_prefix(layer: usize, projection: &str) -> String {
 /// `model.layers.N.`; none for a name that belongs to no parameter.
 pub(crate) fn layer_path(name: &str) -> Option<String> {
     LAYER_PARTS.iter().find_map(|(theirs, ours)| {
-        let rest = name.strip_prefix(theirs)?;
-        rest.starts_with('.').then(|| format!("{ours}{rest}"))
+        let leaf = name.strip_prefix(theirs)?.strip_prefix('.')?;
+        LEAVES.contains(&leaf).then(|| format!("{ours}.{leaf}"))
     })
 }
 
@@ -56,7 +65,7 @@ mod tests {
     #[test]
     fn names_and_paths_are_inverse() {
         for (theirs, _) in LAYER_PARTS {
-            for leaf in ["weight", "bias", "basis.weight", "expansion.bias"] {
+            for leaf in LEAVES {
                 let name = format!("{theirs}.{leaf}");
                 let path = layer_path(&name).expect("known");
                 assert_eq!(
@@ -66,6 +75,7 @@ mod tests {
             }
         }
         assert_eq!(layer_path("self_attn.q_proj_extra.weight"), None);
+        assert_eq!(layer_path("self_attn.q_proj.qweight"), None);
         assert_eq!(projection_prefix(0, "q"), "model.layers.0.self_attn.q_proj");
         assert_eq!(projection_prefix(1, "down"), "model.layers.1.mlp.down_proj");
     }

@@ -75,7 +75,7 @@ impl CompressedWriter {
         slot: &ErrorSlot,
     ) -> Result<()> {
         let name = format!("model-{number:05}-of-{:05}.safetensors", self.shards);
-        let written = write_safetensors(self.output.path(), &name, tensors, self.dtype);
+        let written = write_safetensors(self.output.path(), &name, tensors, self.dtype, &mut || {});
         let (file, tensors) = match slot.take() {
             Some(error) => return Err(error),
             None => written?,
@@ -95,8 +95,19 @@ impl CompressedWriter {
     }
 
     /// Writes everything but the weights and puts the directory in its place. `manifest` receives the
-    /// records of files and tensors; returns the bytes of the whole directory.
-    pub fn finish(mut self, checkpoint: &Checkpoint, mut manifest: Manifest) -> Result<u64> {
+    /// records of files and tensors, and is returned with the bytes of the whole directory.
+    pub fn finish(
+        mut self,
+        checkpoint: &Checkpoint,
+        mut manifest: Manifest,
+    ) -> Result<(Manifest, u64)> {
+        if self.files.len() != self.shards {
+            return Err(Error::Request(format!(
+                "{} of {} shards were written: the directory is not complete",
+                self.files.len(),
+                self.shards
+            )));
+        }
         for (name, content) in checkpoint.companions()? {
             self.files.push(self.output.write(&name, &content)?);
         }
@@ -120,6 +131,6 @@ impl CompressedWriter {
             .write(MANIFEST_FILE, format!("{json}\n").as_bytes())?
             .bytes;
         self.output.commit()?;
-        Ok(bytes)
+        Ok((manifest, bytes))
     }
 }

@@ -12,7 +12,7 @@ use super::gguf::GgufSource;
 use super::hash::sha256_files;
 use super::huggingface::{HuggingFaceSource, is_pickle};
 use super::manifest::{MANIFEST_FILE, Manifest};
-use super::names::{is_derived, layer_name, layer_path};
+use super::names::{is_derived, layer_name, layer_path, projection_prefix};
 use super::source::{TensorInfo, TensorSource};
 use super::structure::{ProjectionInfo, projection_info};
 use crate::config::ModelConfig;
@@ -64,11 +64,9 @@ impl Checkpoint {
     /// Opens a model without reading any weight.
     ///
     /// # Errors
-    /// [`Error::NotAModel`], [`Error::Corrupt`] or [`Error::Unsupported`], each naming the file and the reason.
+    /// [`Error::NotAModel`], [`Error::Corrupt`], [`Error::Unsupported`], [`Error::Config`], [`Error::Tensor`] or [`Error::Io`],
+    /// each naming the file and the reason.
     pub fn open(path: &Path) -> Result<Self> {
-        if is_pickle(path) {
-            return Err(super::refuse_pickle(path));
-        }
         let metadata = fs_err::metadata(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::NotAModel {
                 path: path.into(),
@@ -79,10 +77,13 @@ impl Checkpoint {
         })?;
         let checkpoint = if metadata.is_dir() {
             Self::open_directory(path)?
+        } else if is_pickle(path) {
+            return Err(super::refuse_pickle(path));
         } else {
             Self::open_gguf(path)?
         };
         checkpoint.check_names()?;
+        checkpoint.check_ranks()?;
         Ok(checkpoint)
     }
 
@@ -147,6 +148,20 @@ impl Checkpoint {
                         self.config.layers, self.config.family.name
                     ),
                     hint: "only plain decoder-only checkpoints are read".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ranks(&self) -> Result<()> {
+        for p in self.projections() {
+            let most = p.out.min(p.input);
+            if let Some(rank) = p.rank.filter(|rank| *rank == 0 || *rank > most) {
+                return Err(Error::Tensor {
+                    path: self.path.clone(),
+                    name: format!("{}.basis.weight", projection_prefix(p.layer, p.projection)),
+                    why: format!("has rank {rank}; it must be in 1..={most}"),
                 });
             }
         }
@@ -276,7 +291,10 @@ impl Checkpoint {
             .collect()
     }
 
-    /// Reads the embedding, the last norm and the head.
+    /// Reads the embedding, the last norm and the head in f32.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a tensor that is missing or of another shape; those of reading.
     pub fn load_frame(&self, device: &Device) -> Result<Frame> {
         let slot = ErrorSlot::default();
         let tensors = FRAME
@@ -299,6 +317,9 @@ impl Checkpoint {
     }
 
     /// Reads one layer in f32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load_frame`].
     pub fn load_layer(&self, layer: usize, device: &Device) -> Result<DecoderLayer> {
         let slot = ErrorSlot::default();
         let prefix = format!("model.layers.{layer}.");
@@ -317,7 +338,10 @@ impl Checkpoint {
         bind(skeleton, tensors, &slot, &self.path, &name)
     }
 
-    /// Reads the whole model in f32.
+    /// Reads the whole model in f32. Memory peaks at the model and one tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load_frame`].
     pub fn load(&self, device: &Device, progress: &dyn Progress) -> Result<Decoder> {
         progress.start("loading", self.config.layers as u64);
         let frame = self.load_frame(device)?;

@@ -1,8 +1,8 @@
 //! Output directories that are either whole or not there.
 //!
-//! Everything is written to `<out>.partial`; the manifest or index comes last, every file is synced, and the
-//! directory is renamed into place. A process that dies leaves at most a `.partial` directory, which the
-//! next run replaces. An existing output is only replaced when that was asked for, and only once the new one is whole.
+//! Everything is written to `<out>.partial`, every file is synced, and the directory is renamed into place. A process that
+//! dies leaves at most a `.partial` directory, which the next run replaces. An existing output is replaced only when that was
+//! asked for, only if it looks like an earlier output, and only once the new one is whole.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,13 @@ use super::hash::sha256;
 use super::manifest::FileRecord;
 use crate::error::{Error, Result};
 
+/// Files of which an earlier output has at least one; any other directory is never replaced.
+const MARKS: [&str; 3] = ["config.json", super::manifest::MANIFEST_FILE, DEMO_FILE];
+/// What `cinder demo` leaves in its directory.
+pub const DEMO_FILE: &str = "demo.json";
+
 /// A directory being written. Dropped without [`OutputDirectory::commit`], it is removed.
+#[derive(Debug)]
 pub struct OutputDirectory {
     target: PathBuf,
     partial: PathBuf,
@@ -21,43 +27,62 @@ pub struct OutputDirectory {
 }
 
 impl OutputDirectory {
-    /// Prepares `<target>.partial`.
+    /// Prepares `<target>.partial`; folders above it are created.
     ///
     /// # Errors
-    /// [`Error::Output`] when `target` exists and `overwrite` is false, or its folder does not exist.
+    /// [`Error::Output`] as [`OutputDirectory::check`], [`Error::Io`] when the folder can not be made.
     pub fn create(target: &Path, overwrite: bool) -> Result<Self> {
         Self::check(target, overwrite)?;
-        let mut partial = target.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
+        // Without the slash that shells append to a directory's name: siblings are named after it.
+        let target: PathBuf = target.components().collect();
+        let partial = sibling(&target, ".partial");
         if partial.exists() {
             fs::remove_dir_all(&partial)?;
         }
         fs::create_dir_all(&partial)?;
         Ok(OutputDirectory {
-            target: target.into(),
+            target,
             partial,
             committed: false,
         })
     }
 
     /// The check of [`OutputDirectory::create`] alone, for failing before long work begins.
+    ///
+    /// # Errors
+    /// [`Error::Output`] when `target` exists and `overwrite` is false, or it is nothing that should be replaced.
     pub fn check(target: &Path, overwrite: bool) -> Result<()> {
-        if target.exists() && !overwrite {
-            return Err(Error::Output {
+        let refuse = |why: &str, hint: &str| {
+            Err(Error::Output {
                 path: target.into(),
-                why: "exists already".into(),
-                hint: "give another `--out`, or `--overwrite` to replace it".into(),
-            });
+                why: why.into(),
+                hint: hint.into(),
+            })
+        };
+        if target.file_name().is_none() {
+            return refuse(
+                "can not be an output",
+                "give a directory with a name of its own",
+            );
         }
-        if target.is_file() {
-            return Err(Error::Output {
-                path: target.into(),
-                why: "is a file, not a directory".into(),
-                hint: "give another `--out`".into(),
-            });
+        if !target.exists() {
+            return Ok(());
         }
-        Ok(())
+        if !overwrite {
+            return refuse(
+                "exists already",
+                "give another `--out`, or `--overwrite` to replace it",
+            );
+        }
+        let empty = || fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none());
+        let ours = || MARKS.iter().any(|mark| target.join(mark).is_file());
+        match target.is_dir() && (ours() || empty()) {
+            true => Ok(()),
+            false => refuse(
+                "exists and is no earlier output, so it is not replaced",
+                "give another `--out`",
+            ),
+        }
     }
 
     /// Where to write until the commit.
@@ -66,6 +91,9 @@ impl OutputDirectory {
     }
 
     /// Writes one small file and records it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn write(&self, name: &str, content: &[u8]) -> Result<FileRecord> {
         let mut file = fs::File::create(self.partial.join(name))?;
         file.write_all(content)?;
@@ -77,28 +105,39 @@ impl OutputDirectory {
         })
     }
 
-    /// Puts the directory in its place.
+    /// Puts the directory in its place. If that fails an earlier output is put back.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn commit(mut self) -> Result<()> {
         sync_directory(&self.partial)?;
+        let parent = match self.target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
         if self.target.exists() {
-            let mut old = self.target.as_os_str().to_owned();
-            old.push(".old");
-            let old = PathBuf::from(old);
-            if old.exists() {
-                fs::remove_dir_all(&old)?;
-            }
+            // Inside a fresh directory, so that nothing of the user's can have the name.
+            let aside = tempfile::Builder::new()
+                .prefix(".cinder-replaced-")
+                .tempdir_in(&parent)?;
+            let old = aside.path().join("old");
             fs::rename(&self.target, &old)?;
-            fs::rename(&self.partial, &self.target)?;
-            fs::remove_dir_all(&old)?;
+            if let Err(error) = fs::rename(&self.partial, &self.target) {
+                fs::rename(&old, &self.target)?;
+                return Err(error.into());
+            }
         } else {
             fs::rename(&self.partial, &self.target)?;
         }
         self.committed = true;
-        if let Some(parent) = self.target.parent().filter(|p| !p.as_os_str().is_empty()) {
-            sync_directory(parent)?;
-        }
-        Ok(())
+        sync_directory(&parent)
     }
+}
+
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 impl Drop for OutputDirectory {
@@ -138,9 +177,8 @@ mod tests {
         let target = folder.path().join("model");
         fs::create_dir(&target).expect("creates");
         fs::write(target.join("old"), "1").expect("writes");
-        let refused = OutputDirectory::create(&target, false)
-            .err()
-            .expect("refused");
+        fs::write(target.join("config.json"), "{}").expect("writes");
+        let refused = OutputDirectory::create(&target, false).expect_err("refused");
         assert!(refused.to_string().contains("exists already"));
 
         let abandoned = OutputDirectory::create(&target, true).expect("creates");
@@ -152,5 +190,30 @@ mod tests {
         output.commit().expect("commits");
         assert!(target.join("new").exists() && !target.join("old").exists());
         assert_eq!(fs::read_dir(folder.path()).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn a_trailing_slash_names_the_same_directory() {
+        let folder = tempfile::tempdir().expect("temp");
+        let target = format!("{}/model/", folder.path().display());
+        let output = OutputDirectory::create(target.as_ref(), false).expect("creates");
+        output.write("a", b"1").expect("writes");
+        output.commit().expect("commits");
+        assert!(folder.path().join("model/a").is_file());
+        assert_eq!(fs::read_dir(folder.path()).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_output_is_never_replaced() {
+        let folder = tempfile::tempdir().expect("temp");
+        fs::write(folder.path().join("thesis.tex"), "years").expect("writes");
+        for target in [folder.path(), Path::new("/"), Path::new("..")] {
+            assert!(
+                OutputDirectory::create(target, true).is_err(),
+                "{}",
+                target.display()
+            );
+        }
+        assert!(OutputDirectory::create(&folder.path().join("thesis.tex"), true).is_err());
     }
 }

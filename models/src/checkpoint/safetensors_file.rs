@@ -62,10 +62,11 @@ impl SafetensorsFile {
         let metadata: Metadata = serde_json::from_slice(&json)
             .map_err(|e| corrupt(format!("the safetensors header is not valid: {e}")))?;
         let data = 8 + header;
-        let expected = data + metadata.data_len() as u64;
-        if expected != size {
+        let described = metadata.data_len() as u64;
+        if described != size - data {
             return Err(corrupt(format!(
-                "its header describes {expected} bytes, but the file has {size}"
+                "its header describes {described} bytes of tensors, but {} follow it",
+                size - data
             )));
         }
         let tensors = metadata

@@ -75,7 +75,7 @@ pub(crate) fn projection_info(
         let rank = basis.shape.first().copied().unwrap_or(0);
         info.kind = "low-rank";
         info.rank = Some(rank);
-        info.scalars = (rank * (out + input)) as u64;
+        info.scalars = (rank as u64).saturating_mul((out + input) as u64);
         info.bytes_on_disk = basis.bytes + size("expansion").map_or(0, |i| i.bytes);
     }
     info

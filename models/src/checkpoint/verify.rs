@@ -1,5 +1,6 @@
 //! `verify`: is this model whole, and is it what its manifest says?
 
+use burn::tensor::Device;
 use serde::Serialize;
 
 use super::hash::sha256_file;
@@ -20,12 +21,16 @@ pub struct Verification {
     pub files: usize,
 }
 
-/// Reads every tensor and checks shapes and finiteness; for a compressed directory also every hash
-/// and every count of the manifest.
+/// Loads the model part by part, checks that every value is finite, and, for a compressed directory, compares the files'
+/// hashes and the tensors' names and shapes with the manifest.
 ///
 /// # Errors
 /// Only those of reading; what is wrong with the content is listed in the result.
-pub fn verify(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<Verification> {
+pub fn verify(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Verification> {
     let tensors = checkpoint.tensors();
     let mut problems = Vec::new();
     let mut files = 0;
@@ -34,7 +39,7 @@ pub fn verify(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<Verifi
         check_files(checkpoint, manifest, &mut problems)?;
         check_records(checkpoint, manifest, &mut problems);
     }
-    check_shapes(checkpoint, &mut problems);
+    check_loads(checkpoint, device, &mut problems);
     progress.start("checking tensors", tensors.len() as u64);
     for (name, _) in &tensors {
         match checkpoint.source().read_f32(name) {
@@ -64,7 +69,12 @@ fn check_files(
 ) -> Result<()> {
     for record in &manifest.files {
         let path = checkpoint.path().join(&record.name);
-        if !path.is_file() {
+        if record.name.contains(['/', '\\']) {
+            problems.push(format!(
+                "the manifest names `{}`, outside the directory",
+                record.name
+            ));
+        } else if !path.is_file() {
             problems.push(format!("`{}` is missing", record.name));
         } else if sha256_file(&path)? != record.sha256 {
             problems.push(format!(
@@ -88,6 +98,11 @@ fn check_records(checkpoint: &Checkpoint, manifest: &Manifest, problems: &mut Ve
             Some(_) => {}
         }
     }
+    for (name, _) in &present {
+        if !manifest.tensors.iter().any(|record| record.name == *name) {
+            problems.push(format!("tensor `{name}` is not in the manifest"));
+        }
+    }
     let scalars: u64 = checkpoint.projections().iter().map(|p| p.scalars).sum();
     if scalars != manifest.projection_scalars_after {
         problems.push(format!(
@@ -97,27 +112,11 @@ fn check_records(checkpoint: &Checkpoint, manifest: &Manifest, problems: &mut Ve
     }
 }
 
-/// Weights of the projections against the configuration; everything else is checked when it is loaded.
-fn check_shapes(checkpoint: &Checkpoint, problems: &mut Vec<String>) {
-    for p in checkpoint.projections() {
-        let prefix = super::names::projection_prefix(p.layer, p.projection);
-        let expected = match p.rank {
-            None => vec![("weight", vec![p.out, p.input])],
-            Some(rank) => vec![
-                ("basis.weight", vec![rank, p.input]),
-                ("expansion.weight", vec![p.out, rank]),
-            ],
-        };
-        for (leaf, shape) in expected {
-            let name = format!("{prefix}.{leaf}");
-            match checkpoint.source().info(&name) {
-                None => problems.push(format!("tensor `{name}` is missing")),
-                Some(info) if info.shape != shape => problems.push(format!(
-                    "tensor `{name}` has shape {:?}; the configuration asks for {shape:?}",
-                    info.shape
-                )),
-                Some(_) => {}
-            }
-        }
-    }
+/// Loads one part after the other: shapes, missing and misplaced tensors show here.
+fn check_loads(checkpoint: &Checkpoint, device: &Device, problems: &mut Vec<String>) {
+    let layers = (0..checkpoint.config().layers)
+        .map(|layer| checkpoint.load_layer(layer, device).map(drop).err());
+    let frame = checkpoint.load_frame(device).map(drop).err();
+    let errors = std::iter::once(frame).chain(layers).flatten();
+    problems.extend(errors.map(|e| e.to_string()));
 }

@@ -1,4 +1,4 @@
-//! Writing safetensors files tensor by tensor, so that saving needs the memory of one tensor.
+//! Writing safetensors files tensor by tensor: saving needs the memory of one tensor, in f32 and as stored.
 //!
 //! The `safetensors` crate's own file writer is not used: version 0.8.0 leaves files only their owner can
 //! read (its issue 782) and does not sync them.
@@ -68,7 +68,7 @@ impl FromStr for StoredDtype {
     }
 }
 
-/// Writes `tensors` (f32, drawn one at a time) to `directory/name`, stored as `dtype`.
+/// Writes `tensors` (f32, drawn one at a time) to `directory/name`, stored as `dtype`; calls `step` after each.
 ///
 /// # Errors
 /// [`Error::NonFinite`] when a value is not finite, before or after narrowing; the error of a
@@ -78,6 +78,7 @@ pub fn write_safetensors(
     name: &str,
     tensors: Vec<PackTensor>,
     dtype: StoredDtype,
+    step: &mut dyn FnMut(),
 ) -> Result<(FileRecord, Vec<TensorRecord>)> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
@@ -107,7 +108,7 @@ pub fn write_safetensors(
             why: e.to_string(),
         })?;
         let stored = narrow(&bytes, dtype).ok_or_else(|| Error::NonFinite {
-            what: format!("tensor `{tensor_name}` stored as {}", dtype.name()),
+            what: format!("tensor `{tensor_name}` as {}", dtype.name()),
         })?;
         out.write_all(&stored)?;
         records.push(TensorRecord {
@@ -116,6 +117,7 @@ pub fn write_safetensors(
             dtype: dtype.name().into(),
             sha256: sha256(&stored),
         });
+        step();
     }
     out.flush()?;
     let record = FileRecord {

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::{Sampler, SamplingSettings};
-use crate::cache::KvCache;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 
@@ -45,7 +44,7 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(Error::Request("the prompt has no tokens".into()));
     }
-    if prompt.len() + max_new_tokens > decoder.max_context() {
+    if prompt.len().saturating_add(max_new_tokens) > decoder.max_context() {
         return Err(Error::Request(format!(
             "a prompt of {} tokens and {max_new_tokens} new ones exceed the model's context of {}",
             prompt.len(),
@@ -53,7 +52,7 @@ pub fn generate(
         )));
     }
     let mut sampler = Sampler::new(settings)?;
-    let mut cache = KvCache::new(decoder.layers.len());
+    let mut cache = decoder.new_cache();
     let start = Instant::now();
     let (mut ids, mut prefill_seconds, mut ended) = (Vec::new(), 0.0, false);
     let mut input = prompt.to_vec();

@@ -99,12 +99,18 @@ impl Decoder {
         self.max_context
     }
 
+    /// An empty KV cache for this model.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(self.layers.len())
+    }
+
     /// Final hidden states `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, after the last norm.
     ///
     /// With a cache the tokens follow those already in it, and their keys and values are added.
     ///
     /// # Errors
-    /// [`Error::Request`] when a token id is outside the vocabulary or the context would be exceeded.
+    /// [`Error::Request`] when a token id is outside the vocabulary or the context would be exceeded, or
+    /// when the cache belongs to another model or batch size.
     pub fn hidden(&self, ids: &[Vec<u32>], cache: Option<&mut KvCache>) -> Result<Tensor<3>> {
         let input = embed(&self.embedding, ids)?;
         let tokens = input.dims()[1];
@@ -115,6 +121,9 @@ impl Decoder {
                 past + tokens,
                 self.max_context
             )));
+        }
+        if let Some(cache) = &cache {
+            cache.check(self.layers.len(), ids.len())?;
         }
         let table = self.rotary.table(past, tokens, &input.device());
         let mut hidden = input;

@@ -117,8 +117,28 @@ pub(super) fn model_config(
         qk_norm,
         source: Map::new(),
     };
+    config.check(metadata.path())?;
     config.source = hugging_face(&config, metadata)?;
+    check_expressible(&config, metadata)?;
     Ok(config)
+}
+
+/// What is written from this file must be readable again: the Hugging Face configuration has to say the same model.
+fn check_expressible(config: &ModelConfig, metadata: &Metadata) -> Result<()> {
+    let text = Value::Object(config.source.clone()).to_string();
+    let again = ModelConfig::from_json(&text, metadata.path())?;
+    let options = |c: &ModelConfig| (c.qkv_bias, c.output_bias, c.feed_forward_bias, c.qk_norm);
+    if options(&again) == options(config) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        path: metadata.path().into(),
+        what: format!(
+            "{} with this combination of biases and query/key norms",
+            config.family.name
+        ),
+        hint: "Hugging Face's configuration of this family can not express it".into(),
+    })
 }
 
 /// GGUF keeps these as f32, Hugging Face as decimal text: the shortest decimal of the f32 is the number that was
@@ -216,6 +236,12 @@ impl Reader<'_> {
             .is_some_and(|experts| experts > 0)
         {
             return refuse("it is a mixture of experts".into(), ARCHITECTURE_HINT);
+        }
+        if let Some(count) = self.metadata.unsigned("split.count")?.filter(|n| *n > 1) {
+            return refuse(
+                format!("one of {count} pieces of a split model"),
+                "join the pieces with llama.cpp's `llama-gguf-split --merge`",
+            );
         }
         for suffix in ["attention.value_length", "rope.dimension_count"] {
             let value = self.metadata.uniform(&self.key(suffix))?;

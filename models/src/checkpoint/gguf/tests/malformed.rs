@@ -232,7 +232,19 @@ fn bad_files_say_what_and_where() {
             tiny_llama()
                 .floats("blk.0.attn_q.bias", &[8], &[0.0; 8])
                 .bytes(),
-            "k_proj.bias` in",
+            "k_proj.bias` of",
+        ),
+        (
+            "biases that Hugging Face's llama can not have",
+            ["q", "k", "v"]
+                .iter()
+                .zip([8, 4, 4])
+                .fold(tiny_llama(), |writer, (name, width)| {
+                    let zeros = vec![0.0; width as usize];
+                    writer.floats(&format!("blk.0.attn_{name}.bias"), &[width], &zeros)
+                })
+                .bytes(),
+            "combination of biases",
         ),
     ];
     for (case, bytes, expected) in cases {

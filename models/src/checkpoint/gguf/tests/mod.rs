@@ -104,12 +104,12 @@ fn tiny_llama_reads_as_hugging_face() {
 #[test]
 fn biases_are_reordered_like_their_weights() {
     let mut writer = tiny_llama();
-    for (name, length) in [("q", 8), ("k", 4), ("v", 4)] {
+    for (name, length) in [("q", 8), ("k", 4), ("v", 4), ("output", 8)] {
         let values: Vec<f32> = (0..length).map(|i| i as f32).collect();
         writer = writer.floats(&format!("blk.0.attn_{name}.bias"), &[length], &values);
     }
     let source = opened(&writer);
-    assert!(source.config().qkv_bias && !source.config().output_bias);
+    assert!(source.config().qkv_bias && source.config().output_bias);
     let read = |name: &str| {
         source
             .read_f32(&format!("model.layers.0.self_attn.{name}_proj.bias"))
@@ -118,6 +118,7 @@ fn biases_are_reordered_like_their_weights() {
     assert_eq!(read("q"), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
     assert_eq!(read("k"), [0.0, 2.0, 1.0, 3.0]);
     assert_eq!(read("v"), [0.0, 1.0, 2.0, 3.0]);
+    assert_eq!(read("o"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
 }
 
 #[test]
