@@ -8,6 +8,8 @@ pub mod decoder;
 pub mod error;
 pub mod progress;
 pub mod projection;
+#[cfg(test)]
+mod test_data;
 pub mod tokenizer;
 
 pub use checkpoint::Checkpoint;

@@ -69,8 +69,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         top_logits.push(values);
         sums.push(sum);
     }
-    let value =
-        json!({"ids": ids, "top_ids": top_ids, "top_logits": top_logits, "logsumexp": sums});
+    let value = json!({"ids": ids, "top_ids": top_ids, "top_logits": top_logits, "logsumexp": sums, "bos_ids": tokenizer.bos_ids()});
     context.printer.result(&value, &out.to_string())?;
     Ok(ExitCode::SUCCESS)
 }

