@@ -134,6 +134,16 @@ fn configurations_that_do_not_fit() {
 
 const RECIPE: &str = "name = 'r'\n[calibration]\ncorpus = 'none'\nwindows = 4\nwindow = 16\n[[passes]]\npass = 'low_rank'\nkeep = 0.7\n";
 
+/// Compresses `folder/model` by `folder/recipe.toml`, calibrated on `folder/text.txt`, to `folder/out`.
+fn compress(folder: &Path, more: &[&str]) -> Run {
+    let [model, recipe, text, out] =
+        ["model", "recipe.toml", "text.txt", "out"].map(|name| folder.join(name));
+    let mut arguments = vec!["compress", arg(&model), "--recipe", arg(&recipe)];
+    arguments.extend(["--calibration", arg(&text), "--out", arg(&out), "--quiet"]);
+    arguments.extend(more);
+    cinder(&arguments)
+}
+
 /// One token for every ASCII letter used in these tests.
 const TOKENIZER: &str = r#"{"version":"1.0","added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,
 "decoder":null,"model":{"type":"BPE","vocab":{"a":0,"b":1," ":2},"merges":[]}}"#;
@@ -188,21 +198,7 @@ fn recipes_and_outputs() {
     let recipe = folder.path().join("recipe.toml");
     let good = RECIPE;
     let out = folder.path().join("out");
-    let compress = |more: &[&str]| {
-        let mut arguments = vec![
-            "compress",
-            arg(&model),
-            "--recipe",
-            arg(&recipe),
-            "--calibration",
-            arg(&text),
-            "--out",
-            arg(&out),
-            "--quiet",
-        ];
-        arguments.extend(more);
-        cinder(&arguments)
-    };
+    let compress = |more: &[&str]| compress(folder.path(), more);
     let nothing_left = || {
         let names: Vec<_> = std::fs::read_dir(folder.path())
             .expect("lists")
@@ -257,18 +253,12 @@ fn weights_that_are_not_finite_are_never_written() {
     write(&text, &b"ab ba ".repeat(200));
     let recipe = folder.path().join("recipe.toml");
     write(&recipe, RECIPE.as_bytes());
-    let compress = [
-        "compress",
-        arg(&model),
-        "--recipe",
-        arg(&recipe),
-        "--calibration",
-        arg(&text),
-        "--out",
-        arg(&out),
-        "--quiet",
-    ];
-    fails!("compress-not-finite", 1, cinder(&compress), folder.path());
+    fails!(
+        "compress-not-finite",
+        1,
+        compress(folder.path(), &[]),
+        folder.path()
+    );
     assert!(!out.exists() && !folder.path().join("out.partial").exists());
     fails!(
         "verify-not-finite",
