@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The layout of [`EvalResult`] that this version writes and reads.
+pub const SCHEMA: u32 = 1;
+
 /// One evaluation of one model on one corpus.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EvalResult {

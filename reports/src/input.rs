@@ -2,14 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use cinder_eval::EvalResult;
+use cinder_eval::{EvalResult, SCHEMA};
 use fs_err as fs;
 use serde_json::Value;
 
 use crate::error::ReportError;
-
-/// The layout of [`EvalResult`] this version reads.
-pub const SCHEMA: u32 = 1;
 
 /// How deep below a given directory results are looked for: `sweep/point/result.json` and some room.
 const MAX_DEPTH: usize = 6;

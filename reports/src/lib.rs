@@ -30,6 +30,7 @@ mod output;
 mod report;
 mod wording;
 
+pub use cinder_eval::SCHEMA;
 pub use error::ReportError;
-pub use input::{Evaluation, SCHEMA, read};
+pub use input::{Evaluation, read};
 pub use report::{Options, Report, write};

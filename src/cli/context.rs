@@ -47,6 +47,13 @@ impl Hint for NotFetched {
     }
 }
 
+/// A model that is ready to run.
+pub struct Loaded {
+    pub checkpoint: Checkpoint,
+    pub tokenizer: Tokenizer,
+    pub decoder: Decoder,
+}
+
 /// Shared by all verbs of one run.
 pub struct Context {
     pub printer: Printer,
@@ -89,12 +96,20 @@ impl Context {
     }
 
     /// Opens a model and loads all of it.
-    pub fn load(&self, model: &str) -> Result<(Checkpoint, Tokenizer, Decoder)> {
-        let checkpoint = self.open(model)?;
+    pub fn load(&self, model: &str) -> Result<Loaded> {
+        self.load_opened(self.open(model)?)
+    }
+
+    /// Loads all of a model that is open.
+    pub fn load_opened(&self, checkpoint: Checkpoint) -> Result<Loaded> {
         // The tokenizer first: a missing one should not cost the time of loading.
         let tokenizer = checkpoint.tokenizer()?;
         let decoder = checkpoint.load(&self.device, &self.printer)?;
-        Ok((checkpoint, tokenizer, decoder))
+        Ok(Loaded {
+            checkpoint,
+            tokenizer,
+            decoder,
+        })
     }
 
     /// Reads a text by path, or a half of BoolQ's passages by name.

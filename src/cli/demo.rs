@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::compress::{Calibration, parse_keep};
 use super::context::{Context, Usage};
-use super::eval::{Loaded, Question, measure, write_result};
+use super::eval::{Question, measure, write_result};
 
 /// The whole line on the default model: fetch, compress, evaluate, report
 ///
@@ -173,8 +173,7 @@ struct Evaluation<'a> {
 impl Evaluation<'_> {
     fn run(&self, (name, path): &(String, PathBuf), checkpoint: Checkpoint) -> Result<()> {
         let context = self.context;
-        let tokenizer = checkpoint.tokenizer()?;
-        let decoder = checkpoint.load(&context.device, &context.printer)?;
+        let loaded = context.load_opened(checkpoint)?;
         let model = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => {
                 self.out.join(path).display().to_string()
@@ -191,11 +190,6 @@ impl Evaluation<'_> {
             model,
             name: None,
             command,
-        };
-        let loaded = Loaded {
-            checkpoint,
-            tokenizer,
-            decoder,
         };
         let result = measure(context, &loaded, &question)?;
         let p = &result.perplexity;

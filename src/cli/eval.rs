@@ -7,13 +7,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use cinder::eval::{EvalResult, WindowChoice, perplexity};
-use cinder::models::Decoder;
-use cinder::models::checkpoint::Checkpoint;
-use cinder::models::tokenizer::Tokenizer;
+use cinder::eval::{EvalResult, SCHEMA, WindowChoice, perplexity};
 use clap::Subcommand;
 
-use super::context::{Context, command_line, identity};
+use super::context::{Context, Loaded, command_line, identity};
 
 #[derive(Subcommand)]
 pub enum Kind {
@@ -69,13 +66,6 @@ fn parse_windows(text: &str) -> Result<WindowChoice, String> {
     }
 }
 
-/// A model that is loaded and ready to be measured.
-pub struct Loaded {
-    pub checkpoint: Checkpoint,
-    pub tokenizer: Tokenizer,
-    pub decoder: Decoder,
-}
-
 /// What to measure, and how to call it.
 pub struct Question<'a> {
     pub corpus: &'a cinder::eval::Corpus,
@@ -91,12 +81,7 @@ pub struct Question<'a> {
 pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
     let Kind::Ppl(args) = kind;
     let corpus = context.corpus(&args.text)?;
-    let (checkpoint, tokenizer, decoder) = context.load(&args.model)?;
-    let loaded = Loaded {
-        checkpoint,
-        tokenizer,
-        decoder,
-    };
+    let loaded = context.load(&args.model)?;
     let question = Question {
         corpus: &corpus,
         window: args.window,
@@ -139,7 +124,7 @@ pub fn measure(context: &Context, loaded: &Loaded, question: &Question<'_>) -> R
     )?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(EvalResult {
-        schema: 1,
+        schema: SCHEMA,
         tool_version: env!("CARGO_PKG_VERSION").into(),
         model: identity(&loaded.checkpoint, &question.model, question.name.clone())?,
         corpus: corpus.identity(tokens.len() as u64),

@@ -6,7 +6,7 @@ use anyhow::Result;
 use cinder::models::decode::{SamplingSettings, generate};
 use serde_json::json;
 
-use super::context::{Context, Usage};
+use super::context::{Context, Loaded, Usage};
 
 /// Continue a prompt
 ///
@@ -52,7 +52,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     settings
         .check()
         .map_err(|e| Usage::new(e.to_string(), "see `cinder generate --help`"))?;
-    let (_, tokenizer, decoder) = context.load(&args.model)?;
+    let Loaded {
+        tokenizer, decoder, ..
+    } = context.load(&args.model)?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
     let mut started = false;

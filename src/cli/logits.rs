@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use cinder::eval::log_sum_exp;
 use serde_json::json;
 
-use super::context::Context;
+use super::context::{Context, Loaded};
 use super::format::table;
 
 /// Show the most likely next tokens at each position of a text
@@ -26,7 +26,9 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
-    let (_, tokenizer, decoder) = context.load(&args.model)?;
+    let Loaded {
+        tokenizer, decoder, ..
+    } = context.load(&args.model)?;
     let ids = tokenizer.encode(&args.text)?;
     let hidden = decoder.hidden(std::slice::from_ref(&ids), None)?;
     let [_, tokens, width] = hidden.dims();

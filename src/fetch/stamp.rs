@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fetched;
 use super::items::Item;
-use super::wheel::sha256_of;
+use cinder_models::checkpoint::sha256_reader;
 
 /// Name of the stamp in an item's folder.
 pub(super) const STAMP: &str = "cinder-fetch.json";
@@ -65,7 +65,7 @@ pub(super) fn intact(item: &Item, folder: &Path, verify: bool) -> Option<Fetched
         if !metadata.is_file() || metadata.len() != expected.size {
             return None;
         }
-        if verify && sha256_of(&mut fs_err::File::open(&path).ok()?).ok()? != expected.sha256 {
+        if verify && sha256_reader(&mut fs_err::File::open(&path).ok()?).ok()? != expected.sha256 {
             return None;
         }
     }

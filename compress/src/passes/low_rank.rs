@@ -157,13 +157,7 @@ impl Pass for LowRankPass {
                     })
             })
             .collect();
-        let matrices: Vec<Matrix> = projections
-            .iter()
-            .map(|p| Matrix {
-                out: p.out,
-                input: p.input,
-            })
-            .collect();
+        let matrices: Vec<Matrix> = projections.iter().map(PlannedProjection::matrix).collect();
         for (p, rank) in projections
             .iter_mut()
             .zip(uniform(&matrices, self.settings.keep))
@@ -285,7 +279,7 @@ fn record(
     whitening: &Whitening,
     asked: f64,
 ) -> SiteRecord {
-    let dense = (planned.out * planned.input) as f64;
+    let dense = planned.matrix().dense() as f64;
     SiteRecord {
         kind: "low-rank".into(),
         rank: planned.rank,

@@ -8,6 +8,7 @@ use cinder_models::checkpoint::SiteRecord;
 use cinder_models::{Checkpoint, DecoderLayer, ModelConfig, Site};
 use serde_json::Value;
 
+use crate::allocation::Matrix;
 use crate::calibration::BlockStatistics;
 use crate::error::{Error, Result};
 
@@ -58,9 +59,14 @@ impl PlannedProjection {
 
     /// Scalars it will store.
     pub fn scalars(&self) -> u64 {
-        match self.rank {
-            None => (self.out * self.input) as u64,
-            Some(rank) => (rank * (self.out + self.input)) as u64,
+        self.matrix().stored(self.rank)
+    }
+
+    /// Its shape, as allocation counts it.
+    pub fn matrix(&self) -> Matrix {
+        Matrix {
+            out: self.out,
+            input: self.input,
         }
     }
 }
@@ -112,7 +118,7 @@ pub fn plan_all(passes: &[Box<dyn Pass>], config: &ModelConfig) -> Result<Vec<Pl
 pub fn projection_scalars(config: &ModelConfig, plans: &[Plan]) -> (u64, u64) {
     let before = config.dense_projection_scalars();
     let planned = || plans.iter().flat_map(|p| &p.projections);
-    let touched: u64 = planned().map(|p| (p.out * p.input) as u64).sum();
+    let touched: u64 = planned().map(|p| p.matrix().dense()).sum();
     let stored: u64 = planned().map(PlannedProjection::scalars).sum();
     (before, before - touched + stored)
 }

@@ -1,5 +1,6 @@
 //! `export --dense`: a plain Hugging Face directory that any tool can load.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::store::bridge::deferred;
@@ -93,27 +94,19 @@ pub(crate) fn config_json(checkpoint: &Checkpoint, dtype: StoredDtype) -> String
 }
 
 fn dense_tensors(checkpoint: &Checkpoint, device: &Device, slot: &ErrorSlot) -> Vec<PackTensor> {
-    let mut products: Vec<(String, ProjectionInfo)> = checkpoint
+    let factored: BTreeMap<String, ProjectionInfo> = checkpoint
         .projections()
         .into_iter()
         .filter(|p| p.rank.is_some())
         .map(|p| (projection_prefix(p.layer, p.projection), p))
         .collect();
-    products.sort_by(|a, b| a.0.cmp(&b.0));
     let mut tensors = Vec::new();
     for (name, _) in checkpoint.tensors() {
-        let factored = products.iter().find(|(prefix, _)| {
-            name.strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.starts_with('.'))
-        });
-        let Some((prefix, info)) = factored else {
-            tensors.push(lazy(checkpoint.source(), &name, name.clone(), slot));
-            continue;
-        };
-        if name.ends_with(".basis.weight") {
-            tensors.push(product(checkpoint, prefix, info, device, slot));
-        } else if name.ends_with(".expansion.bias") {
-            let dense = format!("{prefix}.bias");
+        if let Some(prefix) = name.strip_suffix(".basis.weight") {
+            let info = factored.get(prefix);
+            tensors.extend(info.map(|info| product(checkpoint, prefix, info, device, slot)));
+        } else if !name.ends_with(".expansion.weight") {
+            let dense = name.replace(".expansion.bias", ".bias");
             tensors.push(lazy(checkpoint.source(), &name, dense, slot));
         }
     }

@@ -14,11 +14,15 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 /// SHA-256 of a file's content.
 pub fn sha256_file(path: &Path) -> Result<String> {
-    let mut file = fs_err::File::open(path)?;
+    Ok(sha256_reader(&mut fs_err::File::open(path)?)?)
+}
+
+/// SHA-256 of everything a reader still gives.
+pub fn sha256_reader(reader: &mut impl Read) -> io::Result<String> {
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let n = file.read(&mut buffer)?;
+        let n = reader.read(&mut buffer)?;
         if n == 0 {
             return Ok(hex(digest.finalize().as_slice()));
         }
@@ -43,15 +47,16 @@ pub(crate) fn sha256_files(paths: &[PathBuf]) -> Result<String> {
     Ok(sha256(lines.concat().as_bytes()))
 }
 
-/// A writer that hashes what passes through it.
-pub(crate) struct Hashing<W> {
+/// A writer that hashes and counts what passes through it.
+pub struct Hashing<W> {
     pub(crate) inner: W,
     digest: Sha256,
     pub(crate) bytes: u64,
 }
 
 impl<W> Hashing<W> {
-    pub(crate) fn new(inner: W) -> Self {
+    /// Nothing has passed yet.
+    pub fn new(inner: W) -> Self {
         Hashing {
             inner,
             digest: Sha256::new(),
@@ -59,7 +64,13 @@ impl<W> Hashing<W> {
         }
     }
 
-    pub(crate) fn sha256(&self) -> String {
+    /// Where it passes to.
+    pub fn get_ref(&self) -> &W {
+        &self.inner
+    }
+
+    /// SHA-256 of what has passed so far, in lower-case hex.
+    pub fn sha256(&self) -> String {
         hex(self.digest.clone().finalize().as_slice())
     }
 }

@@ -26,7 +26,7 @@ use crate::error::Error;
 
 pub use bind::Frame;
 pub use export::export_dense;
-pub use hash::{sha256, sha256_file};
+pub use hash::{Hashing, sha256, sha256_file, sha256_reader};
 pub use huggingface::{INDEX_FILE, SINGLE_FILE};
 pub use manifest::{
     CalibrationRecord, FileRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, SiteRecord,
