@@ -23,7 +23,7 @@ fn goldens() -> PathBuf {
 
 fn load(model: PathBuf) -> Decoder {
     Checkpoint::open(&model)
-        .and_then(|c| c.load(&Device::flex(), &Silent))
+        .and_then(|c| c.load(Precision::F32, &Device::flex(), &Silent))
         .unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -123,7 +123,7 @@ fn a_cache_continues_where_it_stopped() {
         ];
         let values = |t: Tensor<3>| t.into_data().try_into_vec::<f32>().expect("f32");
         let whole = values(decoder.hidden(&rows, None).expect("runs"));
-        let mut cache = decoder.new_cache();
+        let mut cache = decoder.new_cache(0);
         let mut parts = Vec::new();
         for (start, end) in [(0, 7), (7, 8), (8, 19), (19, 24)] {
             let part: Vec<Vec<u32>> = rows.iter().map(|row| row[start..end].to_vec()).collect();

@@ -20,7 +20,9 @@ fn peak_of_loading(path: &str) -> (usize, usize) {
     PEAK.reset_peak_usage();
     let checkpoint = Checkpoint::open(path.as_ref()).expect("opens");
     let model = 4 * checkpoint.parameters() as usize;
-    let decoder = checkpoint.load(&Device::flex(), &Silent).expect("loads");
+    let decoder = checkpoint
+        .load(Precision::F32, &Device::flex(), &Silent)
+        .expect("loads");
     let peak = PEAK.peak_usage() - before;
     drop(decoder);
     (peak, model)

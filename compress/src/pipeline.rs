@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
+use cinder_models::Precision;
 use cinder_models::checkpoint::{
     CalibrationRecord, CompressedWriter, MANIFEST_SCHEMA, Manifest, SiteRecord, SourceRecord,
 };
-use cinder_models::decoder::{Rotary, RotaryTable, embed};
+use cinder_models::decoder::{Rotary, RotaryTable};
 use cinder_models::progress::Progress;
 use cinder_models::{Checkpoint, DecoderLayer};
 
@@ -129,7 +130,7 @@ fn walk(
     let steps = config.layers * (hidden.len() + stream.len());
     progress.start("compressing", steps as u64);
     for layer in 0..config.layers {
-        let block = checkpoint.load_layer(layer, device)?;
+        let block = checkpoint.load_layer(layer, Precision::F32, device)?;
         progress.note(&format!("block {}/{}", layer + 1, config.layers));
         let (statistics, outputs) =
             observe_block(&block, &hidden, &rotary, &mut || progress.advance(1))?;
@@ -191,9 +192,9 @@ fn outputs_after(
 
 /// The calibration windows as the first block reads them, `[1, window, hidden]` each.
 fn embed_windows(job: &Job<'_>, device: &Device) -> Result<Vec<Tensor<3>>> {
-    let frame = job.checkpoint.load_frame(device)?;
+    let frame = job.checkpoint.load_frame(Precision::F32, device)?;
     let rows = job.windows.ids.iter();
-    rows.map(|ids| Ok(embed(&frame.embedding, std::slice::from_ref(ids))?))
+    rows.map(|ids| Ok(frame.embedding.embed(std::slice::from_ref(ids))?))
         .collect()
 }
 

@@ -7,5 +7,5 @@ mod result;
 
 pub use corpus::{Corpus, CorpusFormat, Half, boolq};
 pub use error::{Error, Result};
-pub use perplexity::{WindowChoice, log_sum_exp, perplexity, token_losses};
+pub use perplexity::{WindowChoice, perplexity, token_losses};
 pub use result::{CorpusIdentity, EvalResult, ModelIdentity, Perplexity, SCHEMA};

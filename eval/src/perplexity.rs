@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use burn::tensor::Tensor;
 use cinder_models::Decoder;
+use cinder_models::ops::log_sum_exp;
 use cinder_models::progress::Progress;
 use rayon::prelude::*;
 
@@ -141,22 +142,6 @@ pub fn token_losses(decoder: &Decoder, ids: &[u32]) -> Result<Vec<f64>> {
     }
 }
 
-/// `ln Σ exp(logits)`, summed in f64.
-pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    // exp in f32 is exact to 1e-7 of each term, far below what the logits themselves are good for.
-    let sum: f64 = logits
-        .chunks(1024)
-        .map(|block| {
-            block
-                .iter()
-                .map(|l| f64::from((l - top).exp()))
-                .sum::<f64>()
-        })
-        .sum();
-    f64::from(top) + sum.ln()
-}
-
 /// Mean, and its standard error from the sample variance (0 for a single value).
 fn mean_and_stderr(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
@@ -171,15 +156,6 @@ fn mean_and_stderr(values: &[f64]) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn log_sum_exp_is_exact_and_does_not_overflow() {
-        let logits: Vec<f32> = (0..5000).map(|i| ((i * 37) % 101) as f32 / 10.0).collect();
-        let exact: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
-        assert!((log_sum_exp(&logits) - exact).abs() < 1e-7);
-        assert!((log_sum_exp(&[1e4, 1e4]) - (1e4 + 2f64.ln())).abs() < 1e-6);
-        assert!(log_sum_exp(&[f32::NAN, 1.0]).is_nan());
-    }
 
     #[test]
     fn windows_outside_the_text_are_refused() {

@@ -6,6 +6,8 @@ pub mod config;
 pub mod decode;
 pub mod decoder;
 pub mod error;
+pub mod ops;
+pub mod precision;
 pub mod progress;
 pub mod projection;
 #[cfg(test)]
@@ -16,3 +18,4 @@ pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use decoder::{Decoder, DecoderLayer, Site};
 pub use error::{Error, Hint, Result};
+pub use precision::Precision;

@@ -8,7 +8,7 @@ use cinder::eval::{Corpus, CorpusFormat, Half, ModelIdentity, boolq};
 use cinder::fetch::{self, Fetcher};
 use cinder::models::checkpoint::Checkpoint;
 use cinder::models::tokenizer::Tokenizer;
-use cinder::models::{Decoder, Hint};
+use cinder::models::{Decoder, Hint, Precision};
 
 use super::Global;
 use crate::printer::Printer;
@@ -52,6 +52,18 @@ pub struct Loaded {
     pub checkpoint: Checkpoint,
     pub tokenizer: Tokenizer,
     pub decoder: Decoder,
+    pub precision: Precision,
+}
+
+/// The option of every verb that loads a model.
+#[derive(clap::Args, Clone, Copy)]
+pub struct Weights {
+    /// Keep the weights in memory as f32, f16, bf16, q8 (8 bits), q4 or q4min (4 bits; with a minimum for each block)
+    ///
+    /// Norms, biases and activations stay f32, but bf16 rounds what enters a product to bf16, and the block formats round
+    /// it to 8 bits in blocks of 32. The 4-bit formats keep the embedding and the head at 8 bits.
+    #[arg(long, value_name = "PRECISION", default_value_t = Precision::F32)]
+    pub weights: Precision,
 }
 
 /// Shared by all verbs of one run.
@@ -96,19 +108,20 @@ impl Context {
     }
 
     /// Opens a model and loads all of it.
-    pub fn load(&self, model: &str) -> Result<Loaded> {
-        self.load_opened(self.open(model)?)
+    pub fn load(&self, model: &str, weights: Weights) -> Result<Loaded> {
+        self.load_opened(self.open(model)?, weights.weights)
     }
 
     /// Loads all of a model that is open.
-    pub fn load_opened(&self, checkpoint: Checkpoint) -> Result<Loaded> {
+    pub fn load_opened(&self, checkpoint: Checkpoint, precision: Precision) -> Result<Loaded> {
         // The tokenizer first: a missing one should not cost the time of loading.
         let tokenizer = checkpoint.tokenizer()?;
-        let decoder = checkpoint.load(&self.device, &self.printer)?;
+        let decoder = checkpoint.load(precision, &self.device, &self.printer)?;
         Ok(Loaded {
             checkpoint,
             tokenizer,
             decoder,
+            precision,
         })
     }
 
@@ -165,6 +178,7 @@ fn cuda(_index: usize) -> Result<Device> {
 /// What an evaluation records of a model.
 pub fn identity(
     checkpoint: &Checkpoint,
+    precision: Precision,
     given: &str,
     name: Option<String>,
 ) -> Result<ModelIdentity> {
@@ -185,7 +199,7 @@ pub fn identity(
         parameters: checkpoint.parameters(),
         decoder_projection_scalars: scalars,
         keep_ratio,
-        bytes: checkpoint.parameters() * 4,
+        bytes: checkpoint.memory_bytes(precision),
         recipe,
     })
 }

@@ -15,6 +15,7 @@ use serde_json::json;
 use super::compress::{Calibration, parse_keep};
 use super::context::{Context, Usage};
 use super::eval::{Question, measure, write_result};
+use cinder::models::Precision;
 
 /// The whole line on the default model: fetch, compress, evaluate, report
 ///
@@ -173,7 +174,7 @@ struct Evaluation<'a> {
 impl Evaluation<'_> {
     fn run(&self, (name, path): &(String, PathBuf), checkpoint: Checkpoint) -> Result<()> {
         let context = self.context;
-        let loaded = context.load_opened(checkpoint)?;
+        let loaded = context.load_opened(checkpoint, Precision::F32)?;
         let model = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => {
                 self.out.join(path).display().to_string()

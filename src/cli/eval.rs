@@ -10,7 +10,7 @@ use anyhow::Result;
 use cinder::eval::{EvalResult, SCHEMA, WindowChoice, perplexity};
 use clap::Subcommand;
 
-use super::context::{Context, Loaded, command_line, identity};
+use super::context::{Context, Loaded, Weights, command_line, identity};
 
 #[derive(Subcommand)]
 pub enum Kind {
@@ -34,6 +34,8 @@ pub struct PplArgs {
     /// How many windows from the start (`20`), or which (`0,10,20`) [default: all]
     #[arg(long, value_parser = parse_windows, value_name = "N|I,J,K")]
     windows: Option<WindowChoice>,
+    #[command(flatten)]
+    weights: Weights,
     /// Name of the model in reports
     #[arg(long)]
     name: Option<String>,
@@ -81,7 +83,7 @@ pub struct Question<'a> {
 pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
     let Kind::Ppl(args) = kind;
     let corpus = context.corpus(&args.text)?;
-    let loaded = context.load(&args.model)?;
+    let loaded = context.load(&args.model, args.weights)?;
     let question = Question {
         corpus: &corpus,
         window: args.window,
@@ -126,11 +128,16 @@ pub fn measure(context: &Context, loaded: &Loaded, question: &Question<'_>) -> R
     Ok(EvalResult {
         schema: SCHEMA,
         tool_version: env!("CARGO_PKG_VERSION").into(),
-        model: identity(&loaded.checkpoint, &question.model, question.name.clone())?,
+        model: identity(
+            &loaded.checkpoint,
+            loaded.precision,
+            &question.model,
+            question.name.clone(),
+        )?,
         corpus: corpus.identity(tokens.len() as u64),
         perplexity,
         device: context.device_name.clone(),
-        dtype: "f32".into(),
+        dtype: loaded.precision.name().into(),
         command: question.command.clone(),
         seconds,
     })

@@ -6,7 +6,7 @@ use anyhow::Result;
 use cinder::models::decode::{SamplingSettings, generate};
 use serde_json::json;
 
-use super::context::{Context, Loaded, Usage};
+use super::context::{Context, Loaded, Usage, Weights};
 
 /// Continue a prompt
 ///
@@ -15,6 +15,8 @@ use super::context::{Context, Loaded, Usage};
 pub struct Args {
     /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
+    #[command(flatten)]
+    weights: Weights,
     /// The text to continue; it is used as it is, without a chat template
     #[arg(long)]
     prompt: String,
@@ -54,7 +56,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .map_err(|e| Usage::new(e.to_string(), "see `cinder generate --help`"))?;
     let Loaded {
         tokenizer, decoder, ..
-    } = context.load(&args.model)?;
+    } = context.load(&args.model, args.weights)?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
     let mut started = false;

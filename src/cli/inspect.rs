@@ -5,23 +5,26 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cinder::models::Precision;
 use cinder::models::checkpoint::{Checkpoint, ProjectionInfo};
 use serde_json::{Value, json};
 
-use super::context::Context;
+use super::context::{Context, Weights};
 use super::format::{bytes, count, pairs, table};
 
 /// Show what a model is
 ///
-/// Only headers are read. Bytes in memory are those of f32, the type Cinder computes in.
+/// Only headers are read. Bytes in memory are counted for the precision of `--weights`: codes, scales, norms and biases.
 #[derive(clap::Args)]
 pub struct Args {
     /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
+    #[command(flatten)]
+    weights: Weights,
 }
 
-/// Bytes of one scalar in memory, of weights and of the KV cache.
-const SCALAR: u64 = 4;
+/// Bytes of one scalar of the KV cache.
+const CACHE_SCALAR: u64 = 4;
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let checkpoint = context.open(&args.model)?;
@@ -30,8 +33,11 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let scalars: u64 = projections.iter().map(|p| p.scalars).sum();
     let keep_ratio = scalars as f64 / config.dense_projection_scalars() as f64;
     let parameters = checkpoint.parameters();
+    let precision = args.weights.weights;
+    let memory = checkpoint.memory_bytes(precision);
+    let memory_label = format!("bytes in memory ({precision})");
     let on_disk: u64 = checkpoint.tensors().iter().map(|(_, i)| i.bytes).sum();
-    let kv = (2 * config.layers * config.kv_heads * config.head_dim) as u64 * SCALAR;
+    let kv = (2 * config.layers * config.kv_heads * config.head_dim) as u64 * CACHE_SCALAR;
     let value = json!({
         "path": checkpoint.path(),
         "format": checkpoint.format().name(),
@@ -50,10 +56,11 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "parameters": parameters,
         "decoder_projection_scalars": scalars,
         "keep_ratio": keep_ratio,
-        "bytes": parameters * SCALAR,
+        "weights": precision,
+        "bytes": memory,
         "bytes_on_disk": on_disk,
         "kv_bytes_per_token": kv,
-        "sites": sites(&projections),
+        "sites": sites(&projections, precision),
         "manifest": checkpoint.manifest().map(|m| json!({
             "recipe": m.recipe, "source": m.source, "calibration": m.calibration,
             "fallbacks": m.fallbacks, "tool_version": m.tool_version,
@@ -84,11 +91,11 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         ("parameters", count(parameters)),
         ("decoder projection scalars", count(scalars)),
         ("keep ratio", format!("{keep_ratio:.4}")),
-        ("bytes in memory (f32)", bytes(parameters * SCALAR)),
+        (memory_label.as_str(), bytes(memory)),
         ("bytes on disk", bytes(on_disk)),
         ("KV cache bytes per token (f32)", bytes(kv)),
     ]);
-    writeln!(text, "{summary}\n\n{}", site_table(&projections))?;
+    writeln!(text, "{summary}\n\n{}", site_table(&projections, precision))?;
     manifest_summary(&checkpoint, &mut text)?;
     context.printer.result(&value, &text)?;
     Ok(ExitCode::SUCCESS)
@@ -97,28 +104,30 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
 /// Totals by (site, kind).
 fn totals(
     projections: &[ProjectionInfo],
-) -> BTreeMap<(cinder::models::Site, &'static str), [u64; 3]> {
+    precision: Precision,
+) -> BTreeMap<(cinder::models::Site, &'static str), [u64; 4]> {
     let mut totals = BTreeMap::new();
     for p in projections {
-        let entry = totals.entry((p.site, p.kind)).or_insert([0; 3]);
+        let entry = totals.entry((p.site, p.kind)).or_insert([0; 4]);
         entry[0] += 1;
         entry[1] += p.scalars;
-        entry[2] += p.bytes_on_disk;
+        entry[2] += p.bytes(precision);
+        entry[3] += p.bytes_on_disk;
     }
     totals
 }
 
-fn sites(projections: &[ProjectionInfo]) -> Vec<Value> {
-    totals(projections)
+fn sites(projections: &[ProjectionInfo], precision: Precision) -> Vec<Value> {
+    totals(projections, precision)
         .into_iter()
-        .map(|((site, kind), [n, scalars, disk])| {
+        .map(|((site, kind), [n, scalars, memory, disk])| {
             json!({"site": site.name(), "kind": kind, "projections": n, "scalars": scalars,
-                   "bytes": scalars * SCALAR, "bytes_on_disk": disk})
+                   "bytes": memory, "bytes_on_disk": disk})
         })
         .collect()
 }
 
-fn site_table(projections: &[ProjectionInfo]) -> comfy_table::Table {
+fn site_table(projections: &[ProjectionInfo], precision: Precision) -> comfy_table::Table {
     let mut out = table(&[
         "site",
         "kind",
@@ -127,13 +136,13 @@ fn site_table(projections: &[ProjectionInfo]) -> comfy_table::Table {
         "in memory",
         "on disk",
     ]);
-    for ((site, kind), [n, scalars, disk]) in totals(projections) {
+    for ((site, kind), [n, scalars, memory, disk]) in totals(projections, precision) {
         out.add_row(vec![
             site.name().to_owned(),
             kind.to_owned(),
             n.to_string(),
             count(scalars),
-            bytes(scalars * SCALAR),
+            bytes(memory),
             bytes(disk),
         ]);
     }

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use burn::tensor::Tensor;
-use cinder::eval::log_sum_exp;
+use cinder::models::ops::log_sum_exp;
 use serde_json::json;
 
-use super::context::{Context, Loaded};
+use super::context::{Context, Loaded, Weights};
 use super::format::table;
 
 /// Show the most likely next tokens at each position of a text
@@ -17,6 +17,8 @@ use super::format::table;
 pub struct Args {
     /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
+    #[command(flatten)]
+    weights: Weights,
     /// The text
     #[arg(long)]
     text: String,
@@ -28,7 +30,7 @@ pub struct Args {
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let Loaded {
         tokenizer, decoder, ..
-    } = context.load(&args.model)?;
+    } = context.load(&args.model, args.weights)?;
     let ids = tokenizer.encode(&args.text)?;
     let hidden = decoder.hidden(std::slice::from_ref(&ids), None)?;
     let [_, tokens, width] = hidden.dims();

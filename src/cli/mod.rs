@@ -1,5 +1,6 @@
 //! The command line: one file a verb.
 
+mod bench;
 mod compress;
 mod context;
 mod demo;
@@ -73,6 +74,7 @@ enum Verb {
     #[command(subcommand)]
     Eval(eval::Kind),
     Generate(generate::Args),
+    Bench(bench::Args),
     Export(export::Args),
     Verify(verify::Args),
     Report(report::Args),
@@ -91,6 +93,7 @@ pub fn run() -> ExitCode {
         Verb::Compress(args) => compress::run(&context, args),
         Verb::Eval(kind) => eval::run(&context, kind),
         Verb::Generate(args) => generate::run(&context, args),
+        Verb::Bench(args) => bench::run(&context, args),
         Verb::Export(args) => export::run(&context, args),
         Verb::Verify(args) => verify::run(&context, args),
         Verb::Report(args) => report::run(&context, args),

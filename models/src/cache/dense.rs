@@ -1,35 +1,51 @@
 //! Keys (after the rotary embedding) and values in full.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 
+/// Capacities are multiples of this many tokens.
+const STEP: usize = 64;
+
 /// The cache of a whole decoder.
+///
+/// Memory for `capacity` tokens is taken when the first are added; a cache that runs full doubles, which copies it.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
 }
 
-/// The cache of one layer: keys and values `[batch, kv_heads, tokens, head_dim]`.
+/// The cache of one layer.
 #[derive(Debug, Clone, Default)]
 pub struct LayerCache {
+    /// Keys and values `[batch, kv_heads, capacity, head_dim]`, zeros behind the tokens held.
     kept: Option<(Tensor<4>, Tensor<4>)>,
+    length: usize,
+    capacity: usize,
 }
 
 impl KvCache {
-    /// An empty cache for `layers` layers.
-    pub fn new(layers: usize) -> Self {
+    /// An empty cache for `layers` layers that will hold `capacity` tokens without growing.
+    pub fn new(layers: usize, capacity: usize) -> Self {
+        let layer = LayerCache {
+            capacity,
+            ..LayerCache::default()
+        };
         KvCache {
-            layers: vec![LayerCache::default(); layers],
+            layers: vec![layer; layers],
         }
     }
 
     /// Tokens held.
     pub fn length(&self) -> usize {
-        self.layers
-            .first()
-            .and_then(|l| l.kept.as_ref())
-            .map_or(0, |(k, _)| k.dims()[2])
+        self.layers.first().map_or(0, |l| l.length)
+    }
+
+    /// Forgets all tokens after the first `length`; memory is kept.
+    pub fn truncate(&mut self, length: usize) {
+        for layer in &mut self.layers {
+            layer.length = layer.length.min(length);
+        }
     }
 
     /// # Errors
@@ -53,19 +69,90 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// Adds keys and values of new tokens and returns all of them.
+    /// Adds keys and values `[batch, kv_heads, tokens, head_dim]` of new tokens. Returns keys and values
+    /// `[batch, kv_heads, capacity, head_dim]`, and how many tokens they hold.
     ///
     /// # Panics
     /// When batch, heads or head width differ from those already held.
-    pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let (k, v) = match self.kept.take() {
-            None => (k, v),
-            Some((past_k, past_v)) => (
-                Tensor::cat(vec![past_k, k], 2),
-                Tensor::cat(vec![past_v, v], 2),
-            ),
+    pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>, usize) {
+        let [batch, heads, tokens, d] = k.dims();
+        let end = self.length + tokens;
+        let (keys, values) = match self.kept.take() {
+            Some((keys, values)) if end <= keys.dims()[2] => (keys, values),
+            kept => {
+                let before = kept.as_ref().map_or(0, |(keys, _)| keys.dims()[2]);
+                let capacity = self
+                    .capacity
+                    .max(2 * before)
+                    .max(end)
+                    .next_multiple_of(STEP);
+                let grown = |old: Option<Tensor<4>>| {
+                    grow(old, self.length, [batch, heads, capacity, d], &k.device())
+                };
+                let (keys, values) = kept.unzip();
+                (grown(keys), grown(values))
+            }
         };
-        self.kept = Some((k.clone(), v.clone()));
-        (k, v)
+        let place = [0..batch, 0..heads, self.length..end, 0..d];
+        // Nobody else holds the tensors here, so they are written in place.
+        let keys = keys.slice_assign(place.clone(), k);
+        let values = values.slice_assign(place, v);
+        self.length = end;
+        self.kept = Some((keys.clone(), values.clone()));
+        (keys, values, end)
+    }
+}
+
+/// A tensor of the new shape that starts with the first `length` tokens of the old one.
+fn grow(old: Option<Tensor<4>>, length: usize, shape: [usize; 4], device: &Device) -> Tensor<4> {
+    let new = Tensor::zeros(shape, (device, DType::F32));
+    match old {
+        Some(old) if length > 0 => {
+            let [batch, heads, _, d] = shape;
+            let place = [0..batch, 0..heads, 0..length, 0..d];
+            new.slice_assign(place, old.narrow(2, 0, length))
+        }
+        _ => new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    #[test]
+    fn what_goes_in_comes_out_however_often_it_grows() {
+        let device = Device::flex();
+        let all = Tensor::<4>::random([2, 3, 200, 4], Distribution::Default, &device);
+        for capacity in [0, 65, 200] {
+            let mut cache = KvCache::new(1, capacity);
+            let mut at = 0;
+            for tokens in [1, 63, 1, 90, 45] {
+                let part = all.clone().narrow(2, at, tokens);
+                let (k, v, held) = cache.layers_mut()[0].append(part.clone(), part * 2.0);
+                at += tokens;
+                assert_eq!(held, at);
+                let seen = all.clone().narrow(2, 0, at);
+                assert_eq!(k.narrow(2, 0, at).into_data(), seen.clone().into_data());
+                assert_eq!(v.narrow(2, 0, at).into_data(), (seen * 2.0).into_data());
+            }
+            cache.truncate(70);
+            assert_eq!(cache.length(), 70);
+        }
+    }
+
+    #[test]
+    fn room_that_was_asked_for_is_all_there_is() {
+        let device = Device::flex();
+        let token = Tensor::<4>::ones([1, 1, 1, 16], &device);
+        let mut cache = KvCache::new(1, 100);
+        let layer = &mut cache.layers_mut()[0];
+        layer.append(token.clone(), token.clone());
+        for _ in 0..99 {
+            let (k, _, _) = layer.append(token.clone(), token.clone());
+            assert_eq!(k.dims()[2], 128);
+        }
     }
 }

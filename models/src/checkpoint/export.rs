@@ -8,9 +8,9 @@ use burn::store::burn_pack::{Error as PackError, Tensor as PackTensor};
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use serde_json::{Value, json};
 
-use super::bind::ErrorSlot;
-use super::bind::lazy;
 use super::huggingface::{INDEX_FILE, SINGLE_FILE};
+use super::lazy::ErrorSlot;
+use super::lazy::lazy;
 use super::names::projection_prefix;
 use super::open::Checkpoint;
 use super::output::OutputDirectory;

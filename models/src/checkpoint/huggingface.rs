@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use burn::tensor::{Bytes, DType};
 use serde::Deserialize;
 
 use super::safetensors_file::SafetensorsFile;
@@ -126,6 +127,10 @@ impl TensorSource for HuggingFaceSource {
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         self.file(name)?.read_f32(name)
+    }
+
+    fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes> {
+        self.file(name).ok()?.mapped(name, dtype)
     }
 }
 

@@ -1,14 +1,16 @@
 //! Checkpoints in and out.
 //!
-//! Reading is lazy: a [`Checkpoint`] knows names and shapes; tensors are read one at a time while
-//! burn-store binds them to the module tree, so that loading peaks at the model plus one tensor.
+//! Reading is lazy: a [`Checkpoint`] knows names and shapes; tensors are read one at a time as the module tree is built,
+//! so that loading peaks at the model plus one tensor. What a file stores in the precision that is asked for is not read
+//! at all, but mapped.
 
-mod bind;
 mod companions;
 mod export;
 pub mod gguf;
 mod hash;
 mod huggingface;
+mod lazy;
+mod load;
 mod manifest;
 mod names;
 mod native;
@@ -24,10 +26,10 @@ use std::path::Path;
 
 use crate::error::Error;
 
-pub use bind::Frame;
 pub use export::export_dense;
 pub use hash::{Hashing, sha256, sha256_file, sha256_reader};
 pub use huggingface::{INDEX_FILE, SINGLE_FILE};
+pub use load::Frame;
 pub use manifest::{
     CalibrationRecord, FileRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, SiteRecord,
     SourceRecord, TensorRecord,

@@ -6,9 +6,9 @@ use std::path::Path;
 use burn::store::{BurnToPyTorchAdapter, ModuleSnapshot};
 use serde_json::{Map, Value, json};
 
-use super::bind::{ErrorSlot, lazy};
 use super::export::config_json;
 use super::huggingface::INDEX_FILE;
+use super::lazy::{ErrorSlot, lazy};
 use super::manifest::{FileRecord, MANIFEST_FILE, Manifest, TensorRecord};
 use super::names::layer_name;
 use super::open::Checkpoint;

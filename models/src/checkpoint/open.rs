@@ -6,27 +6,24 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 
-use super::bind::{ErrorSlot, Frame, bind, frame_skeleton, layer_skeleton, lazy};
 use super::companions::gguf_companions;
 use super::gguf::GgufSource;
 use super::hash::sha256_files;
 use super::huggingface::{HuggingFaceSource, is_pickle};
+use super::load::{EMBEDDING, Frame, HEAD, Loader, NORM};
 use super::manifest::{MANIFEST_FILE, Manifest};
-use super::names::{is_derived, layer_name, layer_path, projection_prefix};
+use super::names::{is_derived, layer_path, projection_prefix};
 use super::source::{TensorInfo, TensorSource};
 use super::structure::{ProjectionInfo, projection_info};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, DecoderLayer, Site};
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 use crate::progress::Progress;
 use crate::tokenizer::Tokenizer;
 
-/// Names of the frame's tensors: (Hugging Face, path in [`Frame`]).
-const FRAME: [(&str, &str); 3] = [
-    ("model.embed_tokens.weight", "embedding.weight"),
-    ("model.norm.weight", "norm.weight"),
-    ("lm_head.weight", "lm_head.weight"),
-];
+/// Names of the frame's tensors.
+const FRAME: [&str; 3] = [EMBEDDING, NORM, HEAD];
 
 /// What kind of thing a model was opened from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +133,7 @@ impl Checkpoint {
     fn check_names(&self) -> Result<()> {
         for name in self.source.names() {
             let known = is_derived(&name)
-                || FRAME.iter().any(|(theirs, _)| name == *theirs)
+                || FRAME.contains(&name.as_str())
                 || layer_of(&name).is_some_and(|(layer, rest)| {
                     layer < self.config.layers && layer_path(rest).is_some()
                 });
@@ -257,7 +254,7 @@ impl Checkpoint {
 
     /// Whether the model reads this tensor: not what follows from the configuration, nor a copy of a tied head.
     fn is_used(&self, name: &str) -> bool {
-        let tied_head = name == "lm_head.weight" && self.config.tied_embeddings;
+        let tied_head = name == HEAD && self.config.tied_embeddings;
         !(is_derived(name) || tied_head)
     }
 
@@ -265,6 +262,18 @@ impl Checkpoint {
     pub fn parameters(&self) -> u64 {
         let count = |i: &TensorInfo| i.shape.iter().product::<usize>() as u64;
         self.tensors().iter().map(|(_, i)| count(i)).sum()
+    }
+
+    /// Bytes of all weights in memory at a precision: matrices in it, norms and biases in f32.
+    pub fn memory_bytes(&self, precision: Precision) -> u64 {
+        let bytes = |(name, info): (String, TensorInfo)| match info.shape[..] {
+            [out, input] if FRAME.contains(&name.as_str()) => {
+                precision.of_embedding().matrix_bytes(out, input)
+            }
+            [out, input] => precision.matrix_bytes(out, input),
+            _ => info.shape.iter().product::<usize>() as u64 * 4,
+        };
+        self.tensors().into_iter().map(bytes).sum()
     }
 
     /// The stored types, the one with most bytes first, such as `Q4_1+Q8_0+F32`.
@@ -291,63 +300,43 @@ impl Checkpoint {
             .collect()
     }
 
-    /// Reads the embedding, the last norm and the head in f32.
+    /// Loads the embedding, the last norm and the head.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a tensor that is missing or of another shape; those of reading.
-    pub fn load_frame(&self, device: &Device) -> Result<Frame> {
-        let slot = ErrorSlot::default();
-        let tensors = FRAME
-            .iter()
-            .filter(|(name, _)| self.is_used(name) && self.source.info(name).is_some())
-            .map(|(name, path)| lazy(&self.source, name, (*path).into(), &slot))
-            .collect();
-        let name = |path: &str| {
-            let path = path.replace(".gamma", ".weight");
-            let known = FRAME.iter().find(|(_, ours)| *ours == path);
-            known.map(|(theirs, _)| (*theirs).to_owned())
-        };
-        bind(
-            frame_skeleton(&self.config, device),
-            tensors,
-            &slot,
-            &self.path,
-            &name,
-        )
+    /// [`Error::Tensor`] for a tensor that is missing, of another shape or has no place in the model; those of reading.
+    pub fn load_frame(&self, precision: Precision, device: &Device) -> Result<Frame> {
+        Loader::new(self, precision, device).frame()
     }
 
-    /// Reads one layer in f32.
+    /// Loads one layer.
     ///
     /// # Errors
     /// As [`Checkpoint::load_frame`].
-    pub fn load_layer(&self, layer: usize, device: &Device) -> Result<DecoderLayer> {
-        let slot = ErrorSlot::default();
-        let prefix = format!("model.layers.{layer}.");
-        let tensors = self
-            .source
-            .names()
-            .iter()
-            .filter(|name| !is_derived(name))
-            .filter_map(|name| {
-                let path = layer_path(name.strip_prefix(&prefix)?)?;
-                Some(lazy(&self.source, name, path, &slot))
-            })
-            .collect();
-        let skeleton = layer_skeleton(&*self.source, &self.config, layer, device);
-        let name = |path: &str| layer_name(layer, path);
-        bind(skeleton, tensors, &slot, &self.path, &name)
+    pub fn load_layer(
+        &self,
+        layer: usize,
+        precision: Precision,
+        device: &Device,
+    ) -> Result<DecoderLayer> {
+        Loader::new(self, precision, device).layer(layer)
     }
 
-    /// Reads the whole model in f32. Memory peaks at the model and one tensor.
+    /// Loads the whole model. Memory peaks at the model and one tensor; what the file stores in this precision already
+    /// is mapped instead of read, and takes no memory of its own.
     ///
     /// # Errors
     /// As [`Checkpoint::load_frame`].
-    pub fn load(&self, device: &Device, progress: &dyn Progress) -> Result<Decoder> {
+    pub fn load(
+        &self,
+        precision: Precision,
+        device: &Device,
+        progress: &dyn Progress,
+    ) -> Result<Decoder> {
         progress.start("loading", self.config.layers as u64);
-        let frame = self.load_frame(device)?;
+        let frame = self.load_frame(precision, device)?;
         let layers = (0..self.config.layers)
             .map(|layer| {
-                let loaded = self.load_layer(layer, device)?;
+                let loaded = self.load_layer(layer, precision, device)?;
                 progress.advance(1);
                 Ok(loaded)
             })

@@ -1,12 +1,13 @@
 //! One safetensors file: a header that is checked by the `safetensors` crate, and tensors read one at a time.
 //!
-//! The file is not memory-mapped: a file that shrinks under a running program is then an error, not a crash.
+//! Tensors are read where another precision is wanted, and mapped where the stored one is.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
+use burn::tensor::{Bytes, DType};
 use fs_err::File;
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -14,6 +15,7 @@ use safetensors::tensor::Metadata;
 
 use super::source::TensorInfo;
 use crate::error::{Error, Result};
+use crate::ops::MappedFile;
 
 /// Largest header the format allows.
 const MAX_HEADER: u64 = 100_000_000;
@@ -22,6 +24,8 @@ const MAX_HEADER: u64 = 100_000_000;
 pub(crate) struct SafetensorsFile {
     path: PathBuf,
     file: Mutex<File>,
+    /// Made when it is first asked for; none where the system can not map.
+    map: OnceLock<Option<MappedFile>>,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -86,6 +90,7 @@ impl SafetensorsFile {
         Ok(SafetensorsFile {
             path: path.into(),
             file: Mutex::new(file),
+            map: OnceLock::new(),
             tensors,
         })
     }
@@ -129,6 +134,21 @@ impl SafetensorsFile {
             }
         };
         Ok(widen(&self.read_bytes(name)?))
+    }
+
+    /// The bytes of one tensor where they lie in the file, if it is stored as `dtype`.
+    pub(crate) fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes> {
+        let entry = self.tensors.get(name)?;
+        let same = matches!(
+            (entry.dtype, dtype),
+            (Dtype::F32, DType::F32) | (Dtype::F16, DType::F16) | (Dtype::BF16, DType::BF16)
+        );
+        let start = usize::try_from(entry.start).ok().filter(|_| same)?;
+        let map = self.map.get_or_init(|| {
+            let file = self.file.lock().unwrap_or_else(|e| e.into_inner());
+            MappedFile::open(file.file()).ok()
+        });
+        map.as_ref()?.bytes(start, entry.length, dtype.size())
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {

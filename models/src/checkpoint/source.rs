@@ -1,5 +1,7 @@
 //! Lazy access to the tensors of a checkpoint, whatever file they are in.
 
+use burn::tensor::{Bytes, DType};
+
 use crate::error::Result;
 
 /// What a checkpoint says of one tensor, without reading it.
@@ -22,4 +24,6 @@ pub trait TensorSource: Send + Sync {
     fn info(&self, name: &str) -> Option<TensorInfo>;
     /// The values of one tensor in f32, row-major. Allocates that tensor and at most its stored bytes.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
+    /// The values of one tensor where they lie in the file, if it stores them as `dtype` and can be mapped.
+    fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes>;
 }

@@ -4,6 +4,7 @@ use super::names::projection_prefix;
 use super::source::TensorSource;
 use crate::config::ModelConfig;
 use crate::decoder::Site;
+use crate::precision::Precision;
 
 /// One projection as it is stored.
 #[derive(Debug, Clone)]
@@ -20,6 +21,18 @@ pub struct ProjectionInfo {
     pub scalars: u64,
     /// Bytes on disk without the bias.
     pub bytes_on_disk: u64,
+}
+
+impl ProjectionInfo {
+    /// Bytes in memory at a precision, without the bias.
+    pub fn bytes(&self, precision: Precision) -> u64 {
+        match self.rank {
+            None => precision.matrix_bytes(self.out, self.input),
+            Some(rank) => {
+                precision.matrix_bytes(rank, self.input) + precision.matrix_bytes(self.out, rank)
+            }
+        }
+    }
 }
 
 impl ModelConfig {

@@ -7,6 +7,7 @@ use super::hash::sha256_file;
 use super::manifest::Manifest;
 use super::open::Checkpoint;
 use crate::error::Result;
+use crate::precision::Precision;
 use crate::progress::Progress;
 
 /// What a check found.
@@ -114,9 +115,16 @@ fn check_records(checkpoint: &Checkpoint, manifest: &Manifest, problems: &mut Ve
 
 /// Loads one part after the other: shapes, missing and misplaced tensors show here.
 fn check_loads(checkpoint: &Checkpoint, device: &Device, problems: &mut Vec<String>) {
-    let layers = (0..checkpoint.config().layers)
-        .map(|layer| checkpoint.load_layer(layer, device).map(drop).err());
-    let frame = checkpoint.load_frame(device).map(drop).err();
+    let layers = (0..checkpoint.config().layers).map(|layer| {
+        checkpoint
+            .load_layer(layer, Precision::F32, device)
+            .map(drop)
+            .err()
+    });
+    let frame = checkpoint
+        .load_frame(Precision::F32, device)
+        .map(drop)
+        .err();
     let errors = std::iter::once(frame).chain(layers).flatten();
     problems.extend(errors.map(|e| e.to_string()));
 }

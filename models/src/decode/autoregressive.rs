@@ -52,7 +52,7 @@ pub fn generate(
         )));
     }
     let mut sampler = Sampler::new(settings)?;
-    let mut cache = decoder.new_cache();
+    let mut cache = decoder.new_cache(prompt.len() + max_new_tokens);
     let start = Instant::now();
     let (mut ids, mut prefill_seconds, mut ended) = (Vec::new(), 0.0, false);
     let mut input = prompt.to_vec();

@@ -2,9 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 
 use super::{Observer, Site};
+use crate::ops;
 use crate::projection::{Projection, ProjectionGroup};
 
 /// `down(silu(gate x) * up x)`.
@@ -23,7 +23,7 @@ impl FeedForward {
         observe(Site::GateUp, &flat);
         let mut gate_up = self.gate_up.forward(flat).into_iter();
         let mut next = || gate_up.next().expect("the gate_up site has two members");
-        let neurons = silu(next()) * next();
+        let neurons = ops::swiglu(next(), next());
         observe(Site::Down, &neurons);
         self.down
             .forward(neurons)

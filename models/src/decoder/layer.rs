@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::RmsNorm;
 use burn::tensor::Tensor;
 
-use super::{Attention, FeedForward, Observer, RotaryTable, Site};
+use super::{Attention, FeedForward, Observer, RotaryTable, Site, norm};
 use crate::cache::LayerCache;
 use crate::projection::Projection;
 
@@ -26,9 +26,9 @@ impl DecoderLayer {
         cache: Option<&mut LayerCache>,
         observe: Observer,
     ) -> Tensor<3> {
-        let normed = self.input_norm.forward(input.clone());
+        let normed = norm(&self.input_norm, input.clone());
         let hidden = self.attention.forward(normed, rotary, cache, observe) + input;
-        let normed = self.post_attention_norm.forward(hidden.clone());
+        let normed = norm(&self.post_attention_norm, hidden.clone());
         self.feed_forward.forward(normed, observe) + hidden
     }
 

@@ -1,20 +1,23 @@
 //! The decoder: one module tree for every family.
 
 mod attention;
+mod embedding;
 mod feed_forward;
 mod layer;
 mod rope;
 
 use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, Linear, RmsNorm, RmsNormConfig};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::nn::RmsNorm;
+use burn::tensor::Tensor;
 
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::projection::linear_forward;
+use crate::ops;
+use crate::projection::{Projection, flattened};
 
 pub use attention::Attention;
+pub use embedding::TokenEmbedding;
 pub use feed_forward::FeedForward;
 pub use layer::DecoderLayer;
 pub use rope::{Rotary, RotaryTable};
@@ -63,11 +66,11 @@ pub type Observer<'a> = &'a mut dyn FnMut(Site, &Tensor<2>);
 /// A decoder-only language model.
 #[derive(Module, Debug)]
 pub struct Decoder {
-    pub embedding: Embedding,
+    pub embedding: TokenEmbedding,
     pub layers: Vec<DecoderLayer>,
     pub norm: RmsNorm,
     /// None when the embedding is also the output head.
-    pub lm_head: Option<Linear>,
+    pub lm_head: Option<Projection>,
     #[module(skip)]
     rotary: Rotary,
     #[module(skip)]
@@ -75,14 +78,14 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Puts a decoder together from its layers. `embedding` and `lm_head` are `[vocab, hidden]`
-    /// and `[hidden, vocab]`.
+    /// Puts a decoder together from its layers. `embedding` is `[vocab, hidden]`; `lm_head` maps `[hidden]` to
+    /// `[vocab]`.
     pub fn new(
         config: &ModelConfig,
-        embedding: Embedding,
+        embedding: TokenEmbedding,
         layers: Vec<DecoderLayer>,
         norm: RmsNorm,
-        lm_head: Option<Linear>,
+        lm_head: Option<Projection>,
     ) -> Self {
         Decoder {
             embedding,
@@ -99,9 +102,9 @@ impl Decoder {
         self.max_context
     }
 
-    /// An empty KV cache for this model.
-    pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.layers.len())
+    /// An empty KV cache for this model, with room for `capacity` tokens; it grows when they are more.
+    pub fn new_cache(&self, capacity: usize) -> KvCache {
+        KvCache::new(self.layers.len(), capacity.min(self.max_context))
     }
 
     /// Final hidden states `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, after the last norm.
@@ -112,7 +115,7 @@ impl Decoder {
     /// [`Error::Request`] when a token id is outside the vocabulary or the context would be exceeded, or
     /// when the cache belongs to another model or batch size.
     pub fn hidden(&self, ids: &[Vec<u32>], cache: Option<&mut KvCache>) -> Result<Tensor<3>> {
-        let input = embed(&self.embedding, ids)?;
+        let input = self.embedding.embed(ids)?;
         let tokens = input.dims()[1];
         let past = cache.as_ref().map_or(0, |c| c.length());
         if past + tokens > self.max_context {
@@ -139,7 +142,7 @@ impl Decoder {
                 }
             }
         }
-        Ok(self.norm.forward(hidden))
+        Ok(norm(&self.norm, hidden))
     }
 
     /// Next-token logits `[..., vocab]` of hidden states `[..., hidden]`.
@@ -147,49 +150,13 @@ impl Decoder {
     /// Ask only for the positions needed: a vocabulary is many times wider than the hidden state.
     pub fn logits<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         match &self.lm_head {
-            Some(head) => linear_forward(head, hidden),
-            None => {
-                let weight = self.embedding.weight.val();
-                let [vocab, width] = weight.dims();
-                let mut dims = hidden.dims();
-                let rows = dims[..D - 1].iter().product::<usize>();
-                dims[D - 1] = vocab;
-                hidden
-                    .reshape([rows, width])
-                    .matmul(weight.transpose())
-                    .reshape(dims)
-            }
+            Some(head) => head.forward(hidden),
+            None => flattened(hidden, |x| self.embedding.logits(x)),
         }
     }
 }
 
-/// Rows of the embedding for `ids` `[batch][tokens]`: `[batch, tokens, hidden]`.
-///
-/// # Errors
-/// [`Error::Request`] for no tokens, rows of different lengths, or an id outside the vocabulary.
-pub fn embed(embedding: &Embedding, ids: &[Vec<u32>]) -> Result<Tensor<3>> {
-    let vocab = embedding.weight.lazy_shape()[0];
-    let tokens = ids.first().map_or(0, Vec::len);
-    if tokens == 0 || ids.iter().any(|row| row.len() != tokens) {
-        return Err(Error::Request(
-            "a batch needs at least one token, and rows of equal length".into(),
-        ));
-    }
-    if let Some(id) = ids.iter().flatten().find(|id| **id as usize >= vocab) {
-        return Err(Error::Request(format!(
-            "token id {id} is outside the vocabulary of {vocab}"
-        )));
-    }
-    let flat: Vec<i32> = ids.iter().flatten().map(|id| *id as i32).collect();
-    let device = embedding.weight.lazy_device();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(flat, [ids.len(), tokens]), &device);
-    Ok(embedding.forward(ids))
-}
-
-pub(crate) fn embedding_skeleton(config: &ModelConfig, device: &Device) -> Embedding {
-    EmbeddingConfig::new(config.vocab_size, config.hidden_size).init(device)
-}
-
-pub(crate) fn norm_skeleton(width: usize, eps: f64, device: &Device) -> RmsNorm {
-    RmsNormConfig::new(width).with_epsilon(eps).init(device)
+/// `norm` applied to the last dimension.
+pub(crate) fn norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
+    ops::rms_norm(x, norm.gamma.val(), norm.epsilon)
 }

@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{ModelConfig, RopeScaling};
+use crate::ops;
 
 /// The rotary frequencies of a model.
 #[derive(Debug, Clone)]
@@ -56,16 +57,9 @@ impl Rotary {
 }
 
 impl RotaryTable {
-    /// Rotates `[batch, heads, tokens, head_dim]`.
+    /// Rotates `[batch, tokens, heads, head_dim]`.
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
-        let parts = x.split(half, 3);
-        let (a, b) = (parts[0].clone(), parts[1].clone());
-        let (cos, sin): (Tensor<4>, Tensor<4>) =
-            (self.cos.clone().unsqueeze(), self.sin.clone().unsqueeze());
-        let first = a.clone() * cos.clone() - b.clone() * sin.clone();
-        let second = b * cos + a * sin;
-        Tensor::cat(vec![first, second], 3)
+        ops::rotate(x, self.cos.clone(), self.sin.clone())
     }
 }
 

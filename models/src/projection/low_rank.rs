@@ -2,51 +2,52 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
-use super::linear_forward;
+use super::Matrix;
+use crate::ops;
 
 /// A factorization `W ≈ B A` of rank r, applied as `B (A x) + b`.
 ///
 /// Stores `r (in + out)` scalars, and costs as many multiplications a token.
 #[derive(Module, Debug)]
 pub struct LowRank {
-    /// The basis A: a `Linear` of weight `[in, r]`, without bias.
-    pub basis: Linear,
-    /// The expansion B: a `Linear` of weight `[r, out]`, with the bias of the dense map.
-    pub expansion: Linear,
+    /// The basis A: `[in]` to `[rank]`, without bias.
+    pub basis: Matrix,
+    /// The expansion B: `[rank]` to `[out]`, with the bias of the dense map.
+    pub expansion: Matrix,
 }
 
 impl LowRank {
     /// Factors in Burn's layout: `basis` is `[in, r]`, `expansion` is `[r, out]`, `bias` is `[out]`.
     pub fn new(basis: Tensor<2>, expansion: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        let linear = |weight, bias: Option<Tensor<1>>| Linear {
+            weight: Param::from_tensor(ops::by_output(weight)),
+            bias: bias.map(Param::from_tensor),
+        };
         LowRank {
-            basis: Linear {
-                weight: Param::from_tensor(basis),
-                bias: None,
-            },
-            expansion: Linear {
-                weight: Param::from_tensor(expansion),
-                bias: bias.map(Param::from_tensor),
-            },
+            basis: linear(basis, None).into(),
+            expansion: linear(expansion, bias).into(),
         }
     }
 
     /// Applies the map: `[..., in]` to `[..., out]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        linear_forward(&self.expansion, linear_forward(&self.basis, input))
+        self.expansion.forward(self.basis.forward(input))
     }
 
     /// The number of latent values between the two factors.
     pub fn rank(&self) -> usize {
-        self.basis.weight.lazy_shape()[1]
+        self.basis.shape().0
     }
 
-    /// The product as one dense [`Linear`] of weight `[in, out]`.
+    /// The product as one dense [`Linear`] of weight `[in, out]`, in f32.
     pub fn to_dense(&self) -> Linear {
+        let (basis, expansion) = (self.basis.to_dense(), self.expansion.to_dense());
+        let f32 = |weight: &Param<Tensor<2>>| weight.val().cast(DType::F32);
         Linear {
-            weight: Param::from_tensor(self.basis.weight.val().matmul(self.expansion.weight.val())),
-            bias: self.expansion.bias.clone(),
+            weight: Param::from_tensor(f32(&basis.weight).matmul(f32(&expansion.weight))),
+            bias: expansion.bias,
         }
     }
 }

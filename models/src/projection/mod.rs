@@ -2,13 +2,19 @@
 
 mod group;
 mod low_rank;
+mod matrix;
+mod quantized;
 
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
+use crate::ops;
+
 pub use group::ProjectionGroup;
 pub use low_rank::LowRank;
+pub use matrix::Matrix;
+pub use quantized::BlockLinear;
 
 /// One linear map `y = W x (+ b)` of the decoder, in whichever form a pass left it.
 ///
@@ -20,6 +26,8 @@ pub enum Projection {
     Dense(Linear),
     /// `W ≈ B A`: see [`LowRank`].
     LowRank(LowRank),
+    /// 8 or 4 bits a weight: see [`BlockLinear`].
+    Quantized(BlockLinear),
 }
 
 impl Projection {
@@ -28,30 +36,35 @@ impl Projection {
         match self {
             Projection::Dense(linear) => linear_forward(linear, input),
             Projection::LowRank(low_rank) => low_rank.forward(input),
+            Projection::Quantized(blocks) => blocks.forward(input),
         }
     }
 
-    /// The same map as one dense [`Linear`] (weight `[in, out]`); factors are multiplied out.
+    /// The same map as one dense [`Linear`] (weight `[in, out]`); factors are multiplied out, codes turned to values.
     pub fn to_dense(&self) -> Linear {
         match self {
             Projection::Dense(linear) => linear.clone(),
             Projection::LowRank(low_rank) => low_rank.to_dense(),
+            Projection::Quantized(blocks) => blocks.to_dense(),
         }
     }
 
     /// `(out, in)` of the map.
     pub fn shape(&self) -> (usize, usize) {
-        let (input, output) = match self {
-            Projection::Dense(linear) => (&linear.weight, &linear.weight),
-            Projection::LowRank(l) => (&l.basis.weight, &l.expansion.weight),
-        };
-        (output.lazy_shape()[1], input.lazy_shape()[0])
+        match self {
+            Projection::Dense(linear) => {
+                let shape = linear.weight.lazy_shape();
+                (shape[1], shape[0])
+            }
+            Projection::LowRank(l) => (l.expansion.shape().0, l.basis.shape().1),
+            Projection::Quantized(blocks) => blocks.shape(),
+        }
     }
 
     /// Rank of the factorization; none when dense.
     pub fn rank(&self) -> Option<usize> {
         match self {
-            Projection::Dense(_) => None,
+            Projection::Dense(_) | Projection::Quantized(_) => None,
             Projection::LowRank(l) => Some(l.rank()),
         }
     }
@@ -61,15 +74,16 @@ impl Projection {
         match self {
             Projection::Dense(_) => "dense",
             Projection::LowRank(_) => "low-rank",
+            Projection::Quantized(_) => "quantized",
         }
     }
 
     /// Stored scalars of the map, bias not counted.
     pub fn scalars(&self) -> u64 {
-        let count = |linear: &Linear| linear.weight.lazy_shape().num_elements() as u64;
+        let count = |(out, input): (usize, usize)| (out * input) as u64;
         match self {
-            Projection::Dense(linear) => count(linear),
-            Projection::LowRank(l) => count(&l.basis) + count(&l.expansion),
+            Projection::LowRank(l) => count(l.basis.shape()) + count(l.expansion.shape()),
+            _ => count(self.shape()),
         }
     }
 }
@@ -80,18 +94,25 @@ impl From<Linear> for Projection {
     }
 }
 
-/// `x W + b` on the flattened input.
-///
-/// A rank-3 `Linear` reshapes the weight at every call, which on the flex backend copies any
-/// weight that is not contiguous; a rank-2 product never does.
+/// `x W + b`: `[..., in]` to `[..., out]`.
 pub(crate) fn linear_forward<const D: usize>(linear: &Linear, input: Tensor<D>) -> Tensor<D> {
+    flattened(input, |x| {
+        let y = ops::linear(x, linear.weight.val());
+        match &linear.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        }
+    })
+}
+
+/// Applies a map of rows, `[rows, in]` to `[rows, out]`, to the last dimension of `[..., in]`.
+pub(crate) fn flattened<const D: usize>(
+    input: Tensor<D>,
+    map: impl FnOnce(Tensor<2>) -> Tensor<2>,
+) -> Tensor<D> {
     let mut dims = input.dims();
-    let [d_in, d_out] = linear.weight.val().dims();
     let rows = dims[..D - 1].iter().product::<usize>();
-    let mut output = input.reshape([rows, d_in]).matmul(linear.weight.val());
-    if let Some(bias) = &linear.bias {
-        output = output + bias.val().unsqueeze();
-    }
-    dims[D - 1] = d_out;
+    let output = map(input.reshape([rows, dims[D - 1]]));
+    dims[D - 1] = output.dims()[1];
     output.reshape(dims)
 }

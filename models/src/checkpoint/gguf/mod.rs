@@ -15,8 +15,9 @@ pub(crate) mod writer;
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use burn::tensor::{Bytes, DType};
 use fs_err::File;
 
 pub(crate) use config::end_ids;
@@ -27,6 +28,7 @@ use reader::TensorEntry;
 use super::source::{TensorInfo, TensorSource};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::ops::MappedFile;
 
 /// A GGUF file, open for reading. Tensors have Hugging Face names, shapes and row order.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub struct GgufSource {
     path: PathBuf,
     /// Seek and read belong together, so readers take turns; decoding is outside the lock.
     file: Mutex<File>,
+    /// Made when it is first asked for; none where the system can not map.
+    map: OnceLock<Option<MappedFile>>,
     metadata: Metadata,
     config: ModelConfig,
     tensors: BTreeMap<String, Stored>,
@@ -116,6 +120,7 @@ impl GgufSource {
         Ok(GgufSource {
             path: path.to_owned(),
             file,
+            map: OnceLock::new(),
             metadata: header.metadata,
             config,
             tensors,
@@ -146,6 +151,20 @@ impl GgufSource {
     }
 }
 
+impl GgufSource {
+    /// How many heads a tensor's rows belong to, where the file interleaves the halves of each.
+    fn interleaved_heads(&self, stored: &Stored) -> Option<usize> {
+        let heads = stored.rotated.as_ref()?;
+        self.config
+            .family
+            .gguf_interleaved_rotary
+            .then(|| match heads {
+                Heads::Query => self.config.heads,
+                Heads::KeyValue => self.config.kv_heads,
+            })
+    }
+}
+
 impl TensorSource for GgufSource {
     fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
@@ -159,19 +178,31 @@ impl TensorSource for GgufSource {
         })
     }
 
+    fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes> {
+        let stored = self.tensors.get(name)?;
+        let same = matches!(
+            (stored.entry.format.name, dtype),
+            ("F32", DType::F32) | ("F16", DType::F16) | ("BF16", DType::BF16)
+        );
+        // Rows in another order have to be read.
+        if !same || self.interleaved_heads(stored).is_some() {
+            return None;
+        }
+        let map = self.map.get_or_init(|| {
+            let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            MappedFile::open(file.file()).ok()
+        });
+        let start = usize::try_from(stored.entry.offset).ok()?;
+        let length = usize::try_from(stored.entry.bytes).ok()?;
+        map.as_ref()?.bytes(start, length, dtype.size())
+    }
+
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let stored = self
             .tensors
             .get(name)
             .ok_or_else(|| self.error(name, "is not there".into()))?;
-        let heads = match stored.rotated {
-            Some(heads) if self.config.family.gguf_interleaved_rotary => Some(match heads {
-                Heads::Query => self.config.heads,
-                Heads::KeyValue => self.config.kv_heads,
-            }),
-            _ => None,
-        };
-        let Some(heads) = heads else {
+        let Some(heads) = self.interleaved_heads(stored) else {
             return read_all(&self.path, &self.file, &stored.entry);
         };
 

@@ -1,0 +1,287 @@
+//! From stored tensors to modules.
+//!
+//! The modules are built here rather than filled through burn-store, for what its loaders can not do: keep a weight where
+//! it lies in a mapped file, in the file's own `[out, in]` order, or turn it into codes as it is read. burn-store still
+//! writes what Cinder saves (`native.rs`, `export.rs`).
+
+use std::collections::BTreeSet;
+
+use burn::module::{Module, Param};
+use burn::nn::{EmbeddingConfig, Linear, RmsNorm, RmsNormConfig};
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use half::{bf16, f16};
+
+use super::names::{is_derived, projection_prefix};
+use super::open::Checkpoint;
+use super::structure::projection_info;
+use crate::decoder::{Attention, DecoderLayer, FeedForward, Site, TokenEmbedding};
+use crate::error::{Error, Result};
+use crate::ops::{BlockFormat, Blocks};
+use crate::precision::Precision;
+use crate::projection::{BlockLinear, LowRank, Matrix, Projection, ProjectionGroup};
+
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const NORM: &str = "model.norm.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
+
+/// What stands around the layers.
+#[derive(Module, Debug)]
+pub struct Frame {
+    pub embedding: TokenEmbedding,
+    pub norm: RmsNorm,
+    pub lm_head: Option<Projection>,
+}
+
+/// Loads parts of one checkpoint; remembers what has been asked for.
+pub(crate) struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    precision: Precision,
+    device: &'a Device,
+    taken: BTreeSet<String>,
+}
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        precision: Precision,
+        device: &'a Device,
+    ) -> Self {
+        Loader {
+            checkpoint,
+            precision,
+            device,
+            taken: BTreeSet::new(),
+        }
+    }
+
+    /// The embedding, the last norm and the head.
+    pub(crate) fn frame(mut self) -> Result<Frame> {
+        let config = self.checkpoint.config();
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let precision = self.precision.of_embedding();
+        let embedding = match precision.blocks() {
+            Some(format) => {
+                TokenEmbedding::Blocks(self.blocks(EMBEDDING, vocab, hidden, format, None)?)
+            }
+            None => {
+                let mut embedding = EmbeddingConfig::new(vocab, hidden).init(self.device);
+                embedding.weight =
+                    Param::from_tensor(self.rows(EMBEDDING, vocab, hidden, precision)?);
+                TokenEmbedding::Float(embedding)
+            }
+        };
+        let norm = self.norm(NORM, hidden)?;
+        let lm_head = match config.tied_embeddings {
+            true => None,
+            false => Some(match self.matrix(HEAD, vocab, hidden, precision, None)? {
+                Matrix::Float(linear) => Projection::Dense(linear),
+                Matrix::Blocks(blocks) => Projection::Quantized(blocks),
+            }),
+        };
+        Ok(Frame {
+            embedding,
+            norm,
+            lm_head,
+        })
+    }
+
+    /// One layer.
+    pub(crate) fn layer(mut self, index: usize) -> Result<DecoderLayer> {
+        let config = self.checkpoint.config();
+        let prefix = format!("model.layers.{index}.");
+        let name = |part: &str| format!("{prefix}{part}.weight");
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
+        let mut head_norm = |part: &str| {
+            let wanted = config.qk_norm.then(|| self.norm(&name(part), head_dim));
+            wanted.transpose()
+        };
+        let q_norm = head_norm("self_attn.q_norm")?;
+        let k_norm = head_norm("self_attn.k_norm")?;
+        let layer = DecoderLayer {
+            input_norm: self.norm(&name("input_layernorm"), hidden)?,
+            attention: Attention {
+                qkv: self.group(index, Site::Qkv)?,
+                output: self.projection(index, Site::O, "o")?,
+                q_norm,
+                k_norm,
+                head_dim,
+            },
+            post_attention_norm: self.norm(&name("post_attention_layernorm"), hidden)?,
+            feed_forward: FeedForward {
+                gate_up: self.group(index, Site::GateUp)?,
+                down: self.projection(index, Site::Down, "down")?,
+            },
+        };
+        let names = self.checkpoint.source().names();
+        let left = names
+            .iter()
+            .find(|n| n.starts_with(&prefix) && !is_derived(n) && !self.taken.contains(*n));
+        match left {
+            Some(name) => Err(self.wrong(name, "has no place in this architecture".into())),
+            None => Ok(layer),
+        }
+    }
+
+    fn group(&mut self, layer: usize, site: Site) -> Result<ProjectionGroup> {
+        let members = site.projections().iter();
+        Ok(ProjectionGroup {
+            members: members
+                .map(|projection| self.projection(layer, site, projection))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    fn projection(
+        &mut self,
+        layer: usize,
+        site: Site,
+        projection: &'static str,
+    ) -> Result<Projection> {
+        let config = self.checkpoint.config();
+        let info = projection_info(&**self.checkpoint.source(), config, layer, site, projection);
+        let prefix = projection_prefix(layer, projection);
+        let bias = config.projection_bias(projection);
+        let mut bias = |holder: &str| {
+            let tensor = bias.then(|| self.vector(&format!("{holder}.bias"), info.out));
+            tensor.transpose()
+        };
+        let Some(rank) = info.rank else {
+            let bias = bias(&prefix)?;
+            let name = format!("{prefix}.weight");
+            return Ok(
+                match self.matrix(&name, info.out, info.input, self.precision, bias)? {
+                    Matrix::Float(linear) => Projection::Dense(linear),
+                    Matrix::Blocks(blocks) => Projection::Quantized(blocks),
+                },
+            );
+        };
+        let expansion = format!("{prefix}.expansion");
+        let bias = bias(&expansion)?;
+        let basis = format!("{prefix}.basis.weight");
+        Ok(Projection::LowRank(LowRank {
+            basis: self.matrix(&basis, rank, info.input, self.precision, None)?,
+            expansion: self.matrix(
+                &format!("{expansion}.weight"),
+                info.out,
+                rank,
+                self.precision,
+                bias,
+            )?,
+        }))
+    }
+
+    /// A stored `[out, input]` matrix in the given precision.
+    fn matrix(
+        &mut self,
+        name: &str,
+        out: usize,
+        input: usize,
+        precision: Precision,
+        bias: Option<Tensor<1>>,
+    ) -> Result<Matrix> {
+        Ok(match precision.blocks() {
+            Some(format) => Matrix::Blocks(self.blocks(name, out, input, format, bias)?),
+            // The file's order is the one the kernels read: `[in, out]` is a view of it.
+            None => Matrix::Float(Linear {
+                weight: Param::from_tensor(self.rows(name, out, input, precision)?.transpose()),
+                bias: bias.map(Param::from_tensor),
+            }),
+        })
+    }
+
+    fn blocks(
+        &mut self,
+        name: &str,
+        out: usize,
+        input: usize,
+        format: BlockFormat,
+        bias: Option<Tensor<1>>,
+    ) -> Result<BlockLinear> {
+        self.take(name, &[out, input])?;
+        let values = self.checkpoint.source().read_f32(name)?;
+        let blocks = Blocks::quantize(&values, out, input, format);
+        Ok(BlockLinear::new(blocks, bias, self.device))
+    }
+
+    /// A stored matrix as it lies: `[out, input]`.
+    fn rows(
+        &mut self,
+        name: &str,
+        out: usize,
+        input: usize,
+        precision: Precision,
+    ) -> Result<Tensor<2>> {
+        self.take(name, &[out, input])?;
+        let dtype = precision.dtype().unwrap_or(DType::F32);
+        let source = self.checkpoint.source();
+        let bytes = match source.mapped(name, dtype) {
+            Some(bytes) => bytes,
+            None => {
+                let values = source.read_f32(name)?;
+                let most = f16::MAX.to_f32();
+                if dtype == DType::F16 && values.iter().any(|v| v.abs() > most && v.is_finite()) {
+                    return Err(self.wrong(
+                        name,
+                        format!("has values beyond {most}, which f16 can not hold: use bf16"),
+                    ));
+                }
+                narrowed(values, dtype)
+            }
+        };
+        let data = TensorData::from_bytes(bytes, [out, input], dtype);
+        Ok(Tensor::from_data(data, (self.device, dtype)))
+    }
+
+    fn vector(&mut self, name: &str, length: usize) -> Result<Tensor<1>> {
+        self.take(name, &[length])?;
+        let values = self.checkpoint.source().read_f32(name)?;
+        Ok(Tensor::from_data(
+            TensorData::new(values, [length]),
+            self.device,
+        ))
+    }
+
+    fn norm(&mut self, name: &str, width: usize) -> Result<RmsNorm> {
+        let epsilon = self.checkpoint.config().rms_norm_eps;
+        let mut norm = RmsNormConfig::new(width)
+            .with_epsilon(epsilon)
+            .init(self.device);
+        norm.gamma = Param::from_tensor(self.vector(name, width)?);
+        Ok(norm)
+    }
+
+    /// Notes that a tensor is used, and checks that it is there and of the right shape.
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<()> {
+        self.taken.insert(name.to_owned());
+        let Some(info) = self.checkpoint.source().info(name) else {
+            return Err(self.wrong(name, "is missing".into()));
+        };
+        if info.shape != shape {
+            let found = info.shape;
+            return Err(self.wrong(
+                name,
+                format!("has shape {found:?}, but the configuration asks for {shape:?}"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, name: &str, why: String) -> Error {
+        Error::Tensor {
+            path: self.checkpoint.path().into(),
+            name: name.into(),
+            why,
+        }
+    }
+}
+
+/// f32 values as bytes of another type.
+fn narrowed(values: Vec<f32>, dtype: DType) -> Bytes {
+    match dtype {
+        DType::F16 => Bytes::from_elems(values.into_iter().map(f16::from_f32).collect::<Vec<_>>()),
+        DType::BF16 => {
+            Bytes::from_elems(values.into_iter().map(bf16::from_f32).collect::<Vec<_>>())
+        }
+        _ => Bytes::from_elems(values),
+    }
+}

@@ -1,0 +1,615 @@
+//! Causal grouped-query attention over cached keys and values, with an online softmax.
+//!
+//! Scores are made for a tile of 64 keys at a time and never kept (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et
+//! al. 2022, arXiv 2205.14135, §3.1). Runs of 256 keys are summed by themselves and merged in order, so that a single
+//! query over a long context can be shared among threads. Tiles and runs begin at fixed keys: what a query gets does not
+//! depend on the queries beside it or on how many there are.
+
+use super::parallel::{self, Parts};
+use super::simd::{self, Kernel, LANES, Simd};
+
+/// Keys in a tile.
+const TILE: usize = 64;
+/// Vectors in a tile.
+const VECTORS: usize = TILE / LANES;
+/// Keys that are summed by themselves before they are merged with those before them.
+const RUN: usize = 256;
+/// Rows (queries of one key head) that share a walk over the keys.
+const ROWS: usize = 64;
+
+/// The sizes of one attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub batch: usize,
+    /// New tokens: queries of each head.
+    pub tokens: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Keys there are, the new tokens' own included.
+    pub keys: usize,
+}
+
+/// Keys or values: `[batch, kv_heads, keys, head_dim]` with steps, in elements, between batches, heads and keys.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided<'a> {
+    pub values: &'a [f32],
+    pub batch: usize,
+    pub head: usize,
+    pub key: usize,
+}
+
+impl Strided<'_> {
+    fn check(&self, sizes: Sizes) {
+        let last = (sizes.batch - 1) * self.batch
+            + (sizes.kv_heads - 1) * self.head
+            + (sizes.keys - 1) * self.key
+            + sizes.head_dim;
+        assert!(
+            last <= self.values.len(),
+            "keys or values end at {last} of {}",
+            self.values.len()
+        );
+    }
+}
+
+/// Attention of `q` `[batch, tokens, heads, head_dim]`, scaled by `1/√head_dim`, into `out` of the same shape.
+///
+/// The query of new token i sees every key before the new tokens and, of these, the keys up to i; or those that
+/// `mask` `[tokens, tokens]` marks with other than 0.
+///
+/// # Panics
+/// When sizes and slices do not fit each other.
+pub(crate) fn attention(
+    sizes: Sizes,
+    q: &[f32],
+    k: Strided<'_>,
+    v: Strided<'_>,
+    mask: Option<&[u8]>,
+    out: &mut [f32],
+) {
+    let Sizes {
+        batch,
+        tokens,
+        heads,
+        kv_heads,
+        head_dim,
+        keys,
+    } = sizes;
+    if q.is_empty() {
+        return;
+    }
+    assert_eq!(q.len(), batch * tokens * heads * head_dim, "queries");
+    assert_eq!(out.len(), q.len(), "output");
+    assert!(
+        kv_heads > 0 && heads % kv_heads == 0 && keys >= tokens,
+        "{sizes:?}"
+    );
+    assert!(mask.is_none_or(|m| m.len() == tokens * tokens), "mask");
+    k.check(sizes);
+    v.check(sizes);
+    let group = heads / kv_heads;
+    let positions = (ROWS / group).clamp(1, tokens);
+    let blocks = tokens.div_ceil(positions);
+    let runs = keys.div_ceil(RUN);
+    let units = batch * kv_heads * blocks;
+    let out = Parts::new(out);
+    let work = |unit: usize, runs: std::ops::Range<usize>, partial: *mut f32| {
+        let (head, block) = (unit / blocks, unit % blocks);
+        let first = block * positions;
+        Work {
+            sizes,
+            q,
+            k,
+            v,
+            mask,
+            out: out.pointer(),
+            batch: head / kv_heads,
+            kv_head: head % kv_heads,
+            first,
+            positions: positions.min(tokens - first),
+            runs,
+            partial,
+        }
+    };
+    if units >= 2 * parallel::threads() || runs == 1 {
+        // Later queries see more keys: start with them, so that the last task is a short one.
+        parallel::for_each(units, |unit| {
+            let unit =
+                (unit % (batch * kv_heads)) * blocks + (blocks - 1 - unit / (batch * kv_heads));
+            // SAFETY: lengths are checked above; no two units share a row of `out`.
+            unsafe { simd::run(work(unit, 0..runs, std::ptr::null_mut())) };
+        });
+        return;
+    }
+    // Too few queries to keep every thread busy: share out the runs of keys as well, then merge them.
+    let size = positions * group * (padded(head_dim) + 2);
+    let mut partial = vec![0.0; units * runs * size];
+    let places = Parts::new(&mut partial);
+    parallel::for_each(units * runs, |task| {
+        let (unit, run) = (task / runs, task % runs);
+        // SAFETY: as above; each task has a place of its own.
+        unsafe { simd::run(work(unit, run..run + 1, places.pointer().add(task * size))) };
+    });
+    for unit in 0..units {
+        // SAFETY: as above.
+        unsafe {
+            simd::run(Merge {
+                work: work(unit, 0..runs, places.pointer().add(unit * runs * size)),
+                size,
+            });
+        }
+    }
+}
+
+/// The head width filled up to whole vectors.
+fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(LANES)
+}
+
+/// The queries of some positions and of all heads that share one key head, over some runs of keys.
+struct Work<'a> {
+    sizes: Sizes,
+    q: &'a [f32],
+    k: Strided<'a>,
+    v: Strided<'a>,
+    mask: Option<&'a [u8]>,
+    out: *mut f32,
+    batch: usize,
+    kv_head: usize,
+    first: usize,
+    positions: usize,
+    runs: std::ops::Range<usize>,
+    /// Where one run's state goes, or null when `out` gets the result.
+    partial: *mut f32,
+}
+
+/// Sums over keys for some rows: `rows` of `width` each, the sums of weights, and the largest scores.
+struct State {
+    sums: Vec<f32>,
+    weights: Vec<f32>,
+    largest: Vec<f32>,
+}
+
+impl State {
+    fn new(rows: usize, width: usize) -> State {
+        State {
+            sums: vec![0.0; rows * width],
+            weights: vec![0.0; rows],
+            largest: vec![f32::NEG_INFINITY; rows],
+        }
+    }
+}
+
+impl Work<'_> {
+    fn group(&self) -> usize {
+        self.sizes.heads / self.sizes.kv_heads
+    }
+
+    /// Rows: positions turn slowest.
+    fn rows(&self) -> usize {
+        self.positions * self.group()
+    }
+
+    /// Where a row's query and output start.
+    fn row_at(&self, row: usize) -> usize {
+        let Sizes {
+            tokens,
+            heads,
+            head_dim,
+            ..
+        } = self.sizes;
+        let (position, head) = (self.first + row / self.group(), row % self.group());
+        ((self.batch * tokens + position) * heads + self.kv_head * self.group() + head) * head_dim
+    }
+
+    /// How many keys the positions of this work can see.
+    fn reach(&self) -> usize {
+        let past = self.sizes.keys - self.sizes.tokens;
+        match self.mask {
+            Some(_) => self.sizes.keys,
+            None => past + self.first + self.positions,
+        }
+    }
+
+    /// Whether a row sees a key.
+    fn sees(&self, row: usize, key: usize) -> bool {
+        let past = self.sizes.keys - self.sizes.tokens;
+        let position = self.first + row / self.group();
+        match self.mask {
+            _ if key < past => true,
+            Some(mask) => mask[position * self.sizes.tokens + key - past] != 0,
+            None => key <= past + position,
+        }
+    }
+
+    /// The first key that some row here may not see.
+    fn hidden_from(&self) -> usize {
+        let past = self.sizes.keys - self.sizes.tokens;
+        match self.mask {
+            Some(_) => past,
+            None => past + self.first + 1,
+        }
+    }
+}
+
+impl Kernel for Work<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let d = self.sizes.head_dim;
+        let (rows, width, reach) = (self.rows(), padded(d), self.reach());
+        // SAFETY: `attention` has checked that queries, keys, values and output are as long as the sizes say.
+        unsafe {
+            let scale = 1.0 / (d as f32).sqrt();
+            let mut q = vec![0.0; rows * d];
+            for row in 0..rows {
+                let at = self.row_at(row);
+                for (to, from) in q[row * d..][..d].iter_mut().zip(&self.q[at..at + d]) {
+                    *to = from * scale;
+                }
+            }
+            let mut scratch = Scratch {
+                keys: vec![0.0; d.next_multiple_of(LANES) * TILE],
+                values: if d == width {
+                    Vec::new()
+                } else {
+                    vec![0.0; width * TILE]
+                },
+                scores: vec![0.0; rows * TILE],
+            };
+            let mut total = State::new(rows, width);
+            for run in self.runs.clone() {
+                let (start, end) = (run * RUN, ((run + 1) * RUN).min(reach));
+                if start >= end {
+                    break;
+                }
+                let mut state = State::new(rows, width);
+                for tile in (start..end).step_by(TILE) {
+                    self.tile::<S>(&q, tile, TILE.min(end - tile), &mut state, &mut scratch);
+                }
+                match run == self.runs.start {
+                    true => total = state,
+                    false => merge::<S>(&mut total, &state, width),
+                }
+            }
+            match self.partial.is_null() {
+                true => self.finish::<S>(&total),
+                false => {
+                    let n = rows * width;
+                    std::ptr::copy_nonoverlapping(total.sums.as_ptr(), self.partial, n);
+                    std::ptr::copy_nonoverlapping(
+                        total.weights.as_ptr(),
+                        self.partial.add(n),
+                        rows,
+                    );
+                    std::ptr::copy_nonoverlapping(
+                        total.largest.as_ptr(),
+                        self.partial.add(n + rows),
+                        rows,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Memory that tiles use one after another.
+struct Scratch {
+    /// `[head_dim, TILE]`.
+    keys: Vec<f32>,
+    /// `[TILE, padded]`, where the head width is not a whole number of vectors.
+    values: Vec<f32>,
+    /// `[rows, TILE]`.
+    scores: Vec<f32>,
+}
+
+impl Work<'_> {
+    /// Adds `count` keys from `tile` to the state.
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(
+        &self,
+        q: &[f32],
+        tile: usize,
+        count: usize,
+        state: &mut State,
+        scratch: &mut Scratch,
+    ) {
+        let d = self.sizes.head_dim;
+        let (rows, width) = (self.rows(), padded(d));
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let place = |of: &Strided<'_>| {
+                let at = self.batch * of.batch + self.kv_head * of.head + tile * of.key;
+                of.values.as_ptr().add(at)
+            };
+            turn_keys::<S>(place(&self.k), self.k.key, d, count, &mut scratch.keys);
+            let scores = scratch.scores.as_mut_ptr();
+            let mut row = 0;
+            while row < rows {
+                let q = q.as_ptr().add(row * d);
+                let to = scores.add(row * TILE);
+                row += match (S::MANY_REGISTERS, rows - row) {
+                    (true, 6..) => score_rows::<S, 6>(q, d, scratch.keys.as_ptr(), to),
+                    (true, 3..) => score_rows::<S, 3>(q, d, scratch.keys.as_ptr(), to),
+                    _ => score_rows::<S, 1>(q, d, scratch.keys.as_ptr(), to),
+                };
+            }
+            let all_seen = count == TILE && tile + TILE <= self.hidden_from();
+            for row in 0..rows {
+                let scores = scores.add(row * TILE);
+                if !all_seen {
+                    for j in 0..TILE {
+                        if j >= count || !self.sees(row, tile + j) {
+                            *scores.add(j) = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+                soften::<S>(scores, row, state, width);
+            }
+            let (mut values, mut step) = (place(&self.v), self.v.key);
+            if d != width {
+                for j in 0..count {
+                    let to = scratch.values.as_mut_ptr().add(j * width);
+                    std::ptr::copy_nonoverlapping(values.add(j * step), to, d);
+                }
+                (values, step) = (scratch.values.as_ptr(), width);
+            }
+            let mut row = 0;
+            while row < rows {
+                let scores = scores.add(row * TILE);
+                let sums = state.sums.as_mut_ptr().add(row * width);
+                row += match (S::MANY_REGISTERS, rows - row) {
+                    (true, 6..) => mix_rows::<S, 6>(scores, values, step, count, sums, width),
+                    (true, 3..) => mix_rows::<S, 3>(scores, values, step, count, sums, width),
+                    _ => mix_rows::<S, 1>(scores, values, step, count, sums, width),
+                };
+            }
+        }
+    }
+
+    /// Divides by the sums of weights and writes the result.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, state: &State) {
+        let d = self.sizes.head_dim;
+        for row in 0..self.rows() {
+            let inverse = 1.0 / state.weights[row];
+            // SAFETY: the row's output has d places, which no other work writes.
+            unsafe {
+                let to = self.out.add(self.row_at(row));
+                for (j, sum) in state.sums[row * padded(d)..][..d].iter().enumerate() {
+                    *to.add(j) = sum * inverse;
+                }
+            }
+        }
+    }
+}
+
+/// Keys `[count, d]` with the given step become `[d, TILE]`, zeros behind `count`.
+#[inline(always)]
+unsafe fn turn_keys<S: Simd>(
+    keys: *const f32,
+    step: usize,
+    d: usize,
+    count: usize,
+    to: &mut [f32],
+) {
+    for first in (0..TILE).step_by(LANES) {
+        for column in (0..d).step_by(LANES) {
+            let n = LANES.min(d - column);
+            // SAFETY: key and column are inside what the caller vouches for; `to` has whole vectors for each column.
+            unsafe {
+                let mut rows = [S::splat(0.0); LANES];
+                for j in 0..LANES.min(count.saturating_sub(first)) {
+                    let key = keys.add((first + j) * step + column);
+                    rows[j] = if n == LANES {
+                        S::load(key)
+                    } else {
+                        S::load_some(key, n)
+                    };
+                }
+                let turned = S::transpose(rows);
+                for i in 0..LANES {
+                    S::store(to.as_mut_ptr().add((column + i) * TILE + first), turned[i]);
+                }
+            }
+        }
+    }
+}
+
+/// Scores of `M` queries with a tile of keys. Returns `M`.
+#[inline(always)]
+unsafe fn score_rows<S: Simd, const M: usize>(
+    q: *const f32,
+    d: usize,
+    keys: *const f32,
+    scores: *mut f32,
+) -> usize {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let mut acc = [[S::splat(0.0); VECTORS]; M];
+        for i in 0..d {
+            let mut key = [S::splat(0.0); VECTORS];
+            for j in 0..VECTORS {
+                key[j] = S::load(keys.add(i * TILE + j * LANES));
+            }
+            for m in 0..M {
+                let q = S::splat(*q.add(m * d + i));
+                for j in 0..VECTORS {
+                    acc[m][j] = S::fma(q, key[j], acc[m][j]);
+                }
+            }
+        }
+        for m in 0..M {
+            for j in 0..VECTORS {
+                S::store(scores.add(m * TILE + j * LANES), acc[m][j]);
+            }
+        }
+    }
+    M
+}
+
+/// Turns a row's scores into weights relative to the largest score so far, and scales what was summed before.
+#[inline(always)]
+unsafe fn soften<S: Simd>(scores: *mut f32, row: usize, state: &mut State, width: usize) {
+    // SAFETY: the row has TILE scores; the state's row has `width` sums, a whole number of vectors.
+    unsafe {
+        let mut s = [S::splat(0.0); VECTORS];
+        for j in 0..VECTORS {
+            s[j] = S::load(scores.add(j * LANES));
+        }
+        let top = S::max(S::max(s[0], s[1]), S::max(s[2], s[3]));
+        let before = state.largest[row];
+        let largest = S::largest(top).max(before);
+        if largest == f32::NEG_INFINITY {
+            // No key of this tile, nor any before it, is seen.
+            for j in 0..VECTORS {
+                S::store(scores.add(j * LANES), S::splat(0.0));
+            }
+            return;
+        }
+        let mut p = s;
+        for j in 0..VECTORS {
+            p[j] = S::exp(S::sub(s[j], S::splat(largest)));
+            S::store(scores.add(j * LANES), p[j]);
+        }
+        let sum = S::sum(S::add(S::add(p[0], p[1]), S::add(p[2], p[3])));
+        let mut kept = 1.0;
+        if largest > before {
+            kept = S::sum(S::exp(S::splat(before - largest))) / LANES as f32;
+            for j in (0..width).step_by(LANES) {
+                let at = state.sums.as_mut_ptr().add(row * width + j);
+                S::store(at, S::mul(S::load(at), S::splat(kept)));
+            }
+            state.largest[row] = largest;
+        }
+        state.weights[row] = state.weights[row] * kept + sum;
+    }
+}
+
+/// Adds `count` weighted values to the sums of `M` rows. Returns `M`.
+#[inline(always)]
+unsafe fn mix_rows<S: Simd, const M: usize>(
+    weights: *const f32,
+    values: *const f32,
+    step: usize,
+    count: usize,
+    sums: *mut f32,
+    width: usize,
+) -> usize {
+    let mut column = 0;
+    while column < width {
+        // SAFETY: passed on to the caller.
+        column += LANES
+            * unsafe {
+                let (values, sums) = (values.add(column), sums.add(column));
+                match (width - column) / LANES {
+                    4.. => mix::<S, M, 4>(weights, values, step, count, sums, width),
+                    _ => mix::<S, M, 1>(weights, values, step, count, sums, width),
+                }
+            };
+    }
+    M
+}
+
+/// [`mix_rows`] for `N` vectors of the values. Returns `N`.
+#[inline(always)]
+unsafe fn mix<S: Simd, const M: usize, const N: usize>(
+    weights: *const f32,
+    values: *const f32,
+    step: usize,
+    count: usize,
+    sums: *mut f32,
+    width: usize,
+) -> usize {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let mut acc = [[S::splat(0.0); N]; M];
+        for m in 0..M {
+            for n in 0..N {
+                acc[m][n] = S::load(sums.add(m * width + n * LANES));
+            }
+        }
+        for key in 0..count {
+            let mut value = [S::splat(0.0); N];
+            for n in 0..N {
+                value[n] = S::load(values.add(key * step + n * LANES));
+            }
+            for m in 0..M {
+                let weight = S::splat(*weights.add(m * TILE + key));
+                for n in 0..N {
+                    acc[m][n] = S::fma(weight, value[n], acc[m][n]);
+                }
+            }
+        }
+        for m in 0..M {
+            for n in 0..N {
+                S::store(sums.add(m * width + n * LANES), acc[m][n]);
+            }
+        }
+    }
+    N
+}
+
+/// Adds the keys of `other`, which come after those of `total`.
+#[inline(always)]
+unsafe fn merge<S: Simd>(total: &mut State, other: &State, width: usize) {
+    for row in 0..total.weights.len() {
+        let largest = total.largest[row].max(other.largest[row]);
+        if largest == f32::NEG_INFINITY {
+            continue;
+        }
+        // SAFETY: both states have `width` sums in each row.
+        unsafe {
+            let (ours, theirs) = (total.largest[row] - largest, other.largest[row] - largest);
+            let ours = S::sum(S::exp(S::splat(ours))) / LANES as f32;
+            let theirs = S::sum(S::exp(S::splat(theirs))) / LANES as f32;
+            for j in (0..width).step_by(LANES) {
+                let at = total.sums.as_mut_ptr().add(row * width + j);
+                let add = S::mul(
+                    S::load(other.sums.as_ptr().add(row * width + j)),
+                    S::splat(theirs),
+                );
+                S::store(at, S::fma(S::load(at), S::splat(ours), add));
+            }
+            total.weights[row] = total.weights[row].mul_add(ours, other.weights[row] * theirs);
+        }
+        total.largest[row] = largest;
+    }
+}
+
+/// Merges the runs that [`Work`] left in `work.partial`, `size` apart.
+struct Merge<'a> {
+    work: Work<'a>,
+    size: usize,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (rows, width) = (self.work.rows(), padded(self.work.sizes.head_dim));
+        // Runs beyond what the queries see were left empty.
+        let runs = self.work.reach().div_ceil(RUN);
+        // SAFETY: each run's place has the sums, weights and largest scores of the rows.
+        unsafe {
+            let state = |run: usize| {
+                let at = self.work.partial.add(run * self.size);
+                let part =
+                    |from: usize, n: usize| std::slice::from_raw_parts(at.add(from), n).to_vec();
+                State {
+                    sums: part(0, rows * width),
+                    weights: part(rows * width, rows),
+                    largest: part(rows * width + rows, rows),
+                }
+            };
+            let mut total = state(0);
+            for run in 1..runs {
+                merge::<S>(&mut total, &state(run), width);
+            }
+            self.work.finish::<S>(&total);
+        }
+    }
+}

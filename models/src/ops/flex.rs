@@ -1,0 +1,241 @@
+//! The kernels as operations of the flex backend: shapes and memory on this side, arithmetic on the other.
+
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
+use burn::backend::{Backend, Flex, backend_extension};
+use burn::tensor::{Bytes, DType, Shape};
+use burn_flex::{FlexTensor, Layout};
+use half::{bf16, f16};
+
+use super::attention::{self, Strided};
+use super::blocks::{BlockFormat, BlocksView};
+use super::elementwise;
+use super::linear::{self, Bf16, F16, F32, Sizes};
+use super::quantized;
+
+/// Operations that flex has kernels of ours for. The functions of [`super`] say what they do.
+#[backend_extension(Flex)]
+pub(super) trait DecoderOps: Backend {
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn by_output(weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn block_linear(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        minimums: FloatTensor<Self>,
+        format: BlockFormat,
+        out: usize,
+    ) -> FloatTensor<Self>;
+    fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn attend(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        keys: usize,
+    ) -> FloatTensor<Self>;
+    fn attend_masked(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        mask: BoolTensor<Self>,
+        keys: usize,
+    ) -> FloatTensor<Self>;
+}
+
+/// A tensor whose values lie in order, without gaps.
+fn packed(x: FlexTensor) -> FlexTensor {
+    if x.is_contiguous() {
+        x
+    } else {
+        x.to_contiguous()
+    }
+}
+
+/// The values of a packed tensor.
+fn values<E: burn::tensor::Element + bytemuck::Pod>(x: &FlexTensor) -> &[E] {
+    let start = x.layout().start_offset();
+    &x.storage::<E>()[start..start + x.layout().num_elements()]
+}
+
+fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    let layout = Layout::contiguous(shape.into());
+    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
+}
+
+/// The values of a tensor that nobody else holds, in order and for changing; a copy when somebody does.
+fn owned(x: FlexTensor) -> FlexTensor {
+    let whole = x.is_contiguous()
+        && x.layout().start_offset() == 0
+        && x.bytes().len() == x.layout().num_elements() * size_of::<f32>();
+    match whole && x.is_unique() {
+        true => x,
+        false => tensor(
+            values::<f32>(&packed(x.clone())).to_vec(),
+            x.layout().shape().clone(),
+        ),
+    }
+}
+
+/// Whether each column of `[in, out]` lies together, the columns one behind the other.
+fn lies_by_output(weight: &FlexTensor) -> bool {
+    let input = weight.layout().shape()[0] as isize;
+    let strides = weight.layout().strides();
+    strides[0] == 1 && strides[1] == input
+}
+
+/// The values of a weight that [`lies_by_output`].
+fn columns<E: burn::tensor::Element + bytemuck::Pod>(weight: &FlexTensor) -> &[E] {
+    let start = weight.layout().start_offset();
+    &weight.storage::<E>()[start..start + weight.layout().num_elements()]
+}
+
+impl DecoderOps for Flex {
+    fn linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
+        let (x, weight) = (packed(x), Self::by_output(weight));
+        let sizes = Sizes {
+            rows: x.layout().shape()[0],
+            width: x.layout().shape()[1],
+            out: weight.layout().shape()[1],
+        };
+        let mut y = vec![0.0; sizes.rows * sizes.out];
+        let rows = values::<f32>(&x);
+        match weight.dtype() {
+            DType::F32 => linear::linear::<F32>(sizes, rows, columns::<f32>(&weight), &mut y),
+            DType::F16 => {
+                let w = bytemuck::cast_slice(columns::<f16>(&weight));
+                linear::linear::<F16>(sizes, rows, w, &mut y);
+            }
+            DType::BF16 => {
+                let w = bytemuck::cast_slice(columns::<bf16>(&weight));
+                linear::linear::<Bf16>(sizes, &elementwise::to_bf16(rows), w, &mut y);
+            }
+            other => panic!("a weight of {other:?}: f32, f16 and bf16 are multiplied"),
+        }
+        tensor(y, [sizes.rows, sizes.out])
+    }
+
+    fn by_output(weight: FlexTensor) -> FlexTensor {
+        match lies_by_output(&weight) {
+            true => weight,
+            false => weight.transpose(0, 1).to_contiguous().transpose(0, 1),
+        }
+    }
+
+    fn block_linear(
+        x: FlexTensor,
+        codes: FlexTensor,
+        scales: FlexTensor,
+        minimums: FlexTensor,
+        format: BlockFormat,
+        out: usize,
+    ) -> FlexTensor {
+        let (x, codes, scales, minimums) =
+            (packed(x), packed(codes), packed(scales), packed(minimums));
+        let (rows, input) = (x.layout().shape()[0], x.layout().shape()[1]);
+        let view = BlocksView {
+            format,
+            out,
+            input,
+            codes: values::<u8>(&codes),
+            scales: values::<f16>(&scales),
+            minimums: values::<f16>(&minimums),
+        };
+        let mut y = vec![0.0; rows * out];
+        quantized::linear(rows, values(&x), view, &mut y);
+        tensor(y, [rows, out])
+    }
+
+    fn rms_norm(x: FlexTensor, gamma: FlexTensor, epsilon: f32) -> FlexTensor {
+        let (x, gamma) = (packed(x), packed(gamma));
+        let mut y = vec![0.0; x.layout().num_elements()];
+        elementwise::rms_norm(values(&x), values(&gamma), epsilon, &mut y);
+        tensor(y, x.layout().shape().clone())
+    }
+
+    fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        let (mut x, cos, sin) = (owned(x), packed(cos), packed(sin));
+        let shape = x.layout().shape();
+        let sizes = [shape[1], shape[2], shape[3]];
+        elementwise::rotate(x.storage_mut::<f32>(), values(&cos), values(&sin), sizes);
+        x
+    }
+
+    fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        let (mut gate, up) = (owned(gate), packed(up));
+        elementwise::swiglu(gate.storage_mut::<f32>(), values(&up));
+        gate
+    }
+
+    fn attend(q: FlexTensor, k: FlexTensor, v: FlexTensor, keys: usize) -> FlexTensor {
+        attend(q, k, v, None, keys)
+    }
+
+    fn attend_masked(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        mask: FlexTensor,
+        keys: usize,
+    ) -> FlexTensor {
+        attend(q, k, v, Some(packed(mask)), keys)
+    }
+}
+
+fn attend(
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    mask: Option<FlexTensor>,
+    keys: usize,
+) -> FlexTensor {
+    let (q, k, v) = (packed(q), readable(k), readable(v));
+    let shape = q.layout().shape();
+    let sizes = attention::Sizes {
+        batch: shape[0],
+        tokens: shape[1],
+        heads: shape[2],
+        head_dim: shape[3],
+        kv_heads: k.layout().shape()[1],
+        keys,
+    };
+    let (k_shape, v_shape) = (k.layout().shape(), v.layout().shape());
+    assert!(
+        k_shape == v_shape
+            && k_shape[0] == sizes.batch
+            && k_shape[2] >= keys
+            && k_shape[3] == sizes.head_dim,
+        "queries {shape:?}, keys {k_shape:?}, values {v_shape:?}, {keys} of them"
+    );
+    let mut out = vec![0.0; q.layout().num_elements()];
+    let mask = mask.as_ref().map(|m| {
+        assert_eq!(m.dtype().size(), 1, "a mask of bytes");
+        let start = m.layout().start_offset();
+        &m.bytes()[start..start + m.layout().num_elements()]
+    });
+    attention::attention(sizes, values(&q), strided(&k), strided(&v), mask, &mut out);
+    tensor(out, shape.clone())
+}
+
+/// Keys or values that the kernel can read where they lie: each key's numbers together.
+fn readable(x: FlexTensor) -> FlexTensor {
+    let strides = x.layout().strides();
+    match strides[3] == 1 && strides.iter().all(|s| *s >= 0) {
+        true => x,
+        false => x.to_contiguous(),
+    }
+}
+
+fn strided(x: &FlexTensor) -> Strided<'_> {
+    let strides = x.layout().strides();
+    Strided {
+        values: &x.storage::<f32>()[x.layout().start_offset()..],
+        batch: strides[0] as usize,
+        head: strides[1] as usize,
+        key: strides[2] as usize,
+    }
+}

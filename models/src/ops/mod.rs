@@ -1,0 +1,189 @@
+//! The operations a decoder spends its time in, as custom operations of Burn's backends.
+//!
+//! On the CPU (the flex backend) they run kernels of our own: SIMD chosen at run time, all threads, no copies of weights.
+//! On any other device, and under autodiff, the same functions are composed of plain Burn operations (`plain.rs`), which
+//! the tests hold the kernels to. This is the one place in Cinder with SIMD and `unsafe`.
+//!
+//! What every kernel promises: a row's result does not depend on the other rows of the batch, on how many there are, or on
+//! the number of threads. A token verified among others is therefore bit for bit the token decoded alone.
+
+mod attention;
+mod blocks;
+mod elementwise;
+mod flex;
+mod linear;
+mod machine;
+mod mapped;
+mod parallel;
+mod plain;
+mod profile;
+mod quantized;
+mod simd;
+#[cfg(test)]
+mod tests;
+
+use burn::backend::{Dispatch, DispatchDevice};
+use burn::tensor::{Bool, DType, Int, Tensor};
+
+pub use blocks::{BLOCK, BlockFormat, Blocks, PANEL};
+pub use elementwise::log_sum_exp;
+pub use machine::{Machine, machine};
+pub use mapped::MappedFile;
+pub use profile::{Op, profile};
+
+use flex::DecoderOps;
+use profile::timed;
+
+/// Whether a tensor is one that our kernels take: f32 on the plain CPU backend.
+fn ours<const D: usize>(x: &Tensor<D>) -> bool {
+    let device = x.device();
+    x.dtype() == DType::F32
+        && !device.is_autodiff()
+        && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// `x W`: `x` `[rows, in]` in f32 by `weight` `[in, out]` in f32, f16 or bf16, summed in f32.
+///
+/// The kernels want each output's weights to lie together in memory, as checkpoints store them: see [`by_output`].
+/// With bf16 weights, x is rounded to bf16 too.
+///
+/// # Panics
+/// When the widths differ.
+pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    timed(Op::Linear, || {
+        assert_eq!(x.dims()[1], weight.dims()[0], "the widths of x and W");
+        if !ours(&x) {
+            return plain::linear(x, weight);
+        }
+        Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch()))
+    })
+}
+
+/// The same `[in, out]` weight with each output's weights together in memory, which is how [`linear`] reads it
+/// fastest. A weight that already lies so is returned as it is.
+pub fn by_output(weight: Tensor<2>) -> Tensor<2> {
+    if matches!(weight.device().as_dispatch(), DispatchDevice::Flex(_))
+        && !weight.device().is_autodiff()
+    {
+        return Tensor::from_dispatch(Dispatch::by_output(weight.into_dispatch()));
+    }
+    weight
+}
+
+/// Block-quantised weights as tensors, so that a module can hold them: see [`Blocks`] for their layout.
+#[derive(Debug, Clone)]
+pub struct BlockTensors {
+    pub format: BlockFormat,
+    pub out: usize,
+    pub input: usize,
+    /// `[panels, blocks, bytes]`, of u8.
+    pub codes: Tensor<3, Int>,
+    /// `[panels, blocks, 16]`, of f16.
+    pub scales: Tensor<3>,
+    /// `[panels, blocks, 16]`, of f16, where the format has minimums.
+    pub minimums: Option<Tensor<3>>,
+}
+
+/// `x Wᵀ` for block-quantised W `[out, in]`: `x` is `[rows, in]` in f32 and is rounded to int8 in blocks of 32.
+///
+/// # Panics
+/// When the widths differ.
+pub fn block_linear(x: Tensor<2>, weight: BlockTensors) -> Tensor<2> {
+    timed(Op::BlockLinear, || {
+        assert_eq!(x.dims()[1], weight.input, "the widths of x and W");
+        if !ours(&x) {
+            return plain::block_linear(x, weight);
+        }
+        let (format, out) = (weight.format, weight.out);
+        // An operation takes a fixed number of tensors: the scales stand in for minimums there are none of.
+        let minimums = weight.minimums.unwrap_or_else(|| weight.scales.clone());
+        Tensor::from_dispatch(Dispatch::block_linear(
+            x.into_dispatch(),
+            weight.codes.into_dispatch(),
+            weight.scales.into_dispatch(),
+            minimums.into_dispatch(),
+            format,
+            out,
+        ))
+    })
+}
+
+/// The values `[out, in]` that the codes stand for, in f32.
+pub fn dequantize(weight: BlockTensors) -> Tensor<2> {
+    plain::dequantize(weight)
+}
+
+/// Rows of a block-quantised `[out, in]` matrix in f32: `[ids, in]`.
+///
+/// # Panics
+/// For an id that is not below `out`.
+pub fn block_rows(weight: BlockTensors, ids: &[u32]) -> Tensor<2> {
+    plain::block_rows(weight, ids)
+}
+
+/// `x / rms(x) * gamma` over the last dimension, `gamma` `[width]` (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4).
+pub fn rms_norm<const D: usize>(x: Tensor<D>, gamma: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    timed(Op::RmsNorm, || {
+        if !ours(&x) {
+            return plain::rms_norm(x, gamma, epsilon);
+        }
+        Tensor::from_dispatch(Dispatch::rms_norm(
+            x.into_dispatch(),
+            gamma.into_dispatch(),
+            epsilon as f32,
+        ))
+    })
+}
+
+/// Rotates the halves of each head: `x` `[batch, tokens, heads, head_dim]`, `cos` and `sin` `[tokens, head_dim / 2]`
+/// (Su et al. 2021, arXiv 2104.09864, §3.4.2, in the half-rotation form of GPT-NeoX).
+pub fn rotate(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>) -> Tensor<4> {
+    timed(Op::Rotary, || {
+        if !ours(&x) {
+            return plain::rotate(x, cos, sin);
+        }
+        Tensor::from_dispatch(Dispatch::rotate(
+            x.into_dispatch(),
+            cos.into_dispatch(),
+            sin.into_dispatch(),
+        ))
+    })
+}
+
+/// `silu(gate) * up` (Shazeer 2020, arXiv 2002.05202).
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    timed(Op::SwiGlu, || {
+        if !ours(&gate) {
+            return plain::swiglu(gate, up);
+        }
+        Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()))
+    })
+}
+
+/// Attention of `q` `[batch, tokens, heads, head_dim]` over the first `keys` of `k` and `v`
+/// `[batch, kv_heads, capacity, head_dim]`; the last `tokens` of the keys are the queries' own.
+///
+/// A query sees all keys before the new tokens and, of these, those up to its own; or, with `mask` `[tokens, tokens]`,
+/// those that are true in its row (a tree of drafted tokens). Scores are scaled by `1/√head_dim`. Each of the
+/// `heads / kv_heads` query heads of a group reads the same keys.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    keys: usize,
+    mask: Option<Tensor<2, Bool>>,
+) -> Tensor<4> {
+    timed(Op::Attention, || {
+        if !ours(&q) {
+            return plain::attention(q, k, v, keys, mask);
+        }
+        let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
+        Tensor::from_dispatch(match mask {
+            None => Dispatch::attend(q, k, v, keys),
+            Some(mask) => Dispatch::attend_masked(q, k, v, mask.into_dispatch(), keys),
+        })
+    })
+}

@@ -1,0 +1,313 @@
+//! `Y = X Wᵀ` for block-quantised weights: the rows of X are rounded to int8 per block of 32, products are summed in whole
+//! numbers within a block, and blocks in f32.
+//!
+//! A value of Y depends on its row of X and its row of W alone, never on the rows beside it.
+
+use half::f16;
+
+use super::blocks::{BLOCK, BlockFormat, BlocksView, PANEL};
+use super::parallel::{self, Parts};
+use super::simd::{self, Kernel, LANES, Simd};
+
+/// Rows of X that share a walk over a panel.
+const BLOCK_M: usize = 128;
+/// How far ahead of their use codes are asked for, in bytes.
+const AHEAD: usize = 2048;
+
+/// Rows rounded to int8, block by block.
+struct Rounded {
+    /// `[rows, blocks, 32]`.
+    codes: Vec<i8>,
+    /// `[rows, blocks]`.
+    scales: Vec<f32>,
+    /// `[rows, blocks]`: what the sum of products starts from, so that codes of W may count from zero.
+    starts: Vec<i32>,
+    /// `[rows, blocks]`: the sum of the values the codes stand for.
+    sums: Vec<f32>,
+}
+
+/// `y = x wᵀ`: `x` is `[rows, w.input]`, `y` is `[rows, w.out]`.
+///
+/// # Panics
+/// When a slice is not as long as the sizes say.
+pub(crate) fn linear(rows: usize, x: &[f32], w: BlocksView<'_>, y: &mut [f32]) {
+    let (panels, blocks) = (w.out.div_ceil(PANEL), w.input.div_ceil(BLOCK));
+    assert_eq!(x.len(), rows * w.input, "rows of X");
+    assert_eq!(y.len(), rows * w.out, "rows of Y");
+    assert_eq!(
+        w.codes.len(),
+        panels * blocks * w.format.code_bytes(),
+        "codes"
+    );
+    assert_eq!(w.scales.len(), panels * blocks * PANEL, "scales");
+    assert!(
+        !w.format.has_minimum() || w.minimums.len() == w.scales.len(),
+        "minimums"
+    );
+    if rows == 0 || panels == 0 {
+        return;
+    }
+    let rounded = round(rows, x, w.input, w.format.zero());
+    let row_blocks = rows.div_ceil(BLOCK_M);
+    let share = panels_per_task(rows, panels, blocks * w.format.code_bytes());
+    let y = Parts::new(y);
+    parallel::for_each(row_blocks * panels.div_ceil(share), |task| {
+        let (row, panel) = (task % row_blocks * BLOCK_M, task / row_blocks * share);
+        let work = Panels {
+            x: &rounded,
+            w,
+            y: y.pointer(),
+            rows: (row, BLOCK_M.min(rows - row)),
+            panels: (panel, share.min(panels - panel)),
+        };
+        // SAFETY: lengths are checked above, the ranges are inside them, and no two tasks share a value of y.
+        unsafe {
+            match w.format {
+                BlockFormat::Q8 => simd::run(Q8(work)),
+                BlockFormat::Q4 => simd::run(Q4::<false>(work)),
+                BlockFormat::Q4Min => simd::run(Q4::<true>(work)),
+            }
+        }
+    });
+}
+
+/// Panels in one task: enough work to be worth handing out, and several tasks for each thread.
+fn panels_per_task(rows: usize, panels: usize, bytes: usize) -> usize {
+    let tasks = (4 * parallel::threads()).div_ceil(rows.div_ceil(BLOCK_M));
+    let least = (32768 / (bytes * rows.min(16)).max(1)).max(1);
+    panels.div_ceil(tasks).clamp(least, 16.max(least))
+}
+
+fn round(rows: usize, x: &[f32], input: usize, zero: u8) -> Rounded {
+    let blocks = input.div_ceil(BLOCK);
+    let mut out = Rounded {
+        codes: vec![0; rows * blocks * BLOCK],
+        scales: vec![0.0; rows * blocks],
+        starts: vec![0; rows * blocks],
+        sums: vec![0.0; rows * blocks],
+    };
+    let codes = Parts::new(&mut out.codes);
+    let (scales, starts, sums) = (
+        Parts::new(&mut out.scales),
+        Parts::new(&mut out.starts),
+        Parts::new(&mut out.sums),
+    );
+    // A task has at least some thousand values.
+    let share = (16384 / input.max(1)).clamp(1, rows);
+    parallel::for_each(rows.div_ceil(share), |task| {
+        let first = task * share;
+        let count = share.min(rows - first);
+        let work = Round {
+            x: &x[first * input..(first + count) * input],
+            input,
+            zero: i32::from(zero),
+            // SAFETY: the task's rows are inside the vectors.
+            codes: unsafe { codes.pointer().add(first * blocks * BLOCK) },
+            scales: unsafe { scales.pointer().add(first * blocks) },
+            starts: unsafe { starts.pointer().add(first * blocks) },
+            sums: unsafe { sums.pointer().add(first * blocks) },
+        };
+        // SAFETY: as above; no two tasks share a row.
+        unsafe { simd::run(work) };
+    });
+    out
+}
+
+/// Rounds some rows; the pointers are to those rows' places.
+struct Round<'a> {
+    x: &'a [f32],
+    input: usize,
+    zero: i32,
+    codes: *mut i8,
+    scales: *mut f32,
+    starts: *mut i32,
+    sums: *mut f32,
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut at = 0;
+        for row in self.x.chunks_exact(self.input.max(1)) {
+            for block in row.chunks(BLOCK) {
+                // SAFETY: the caller's places are as many as there are rows and blocks.
+                unsafe {
+                    let first = S::load_some(block.as_ptr(), block.len().min(LANES));
+                    let second = match block.len().saturating_sub(LANES) {
+                        0 => S::splat(0.0),
+                        more => S::load_some(block.as_ptr().add(LANES), more),
+                    };
+                    let zeros = S::splat(0.0);
+                    let size = S::max(
+                        S::max(first, S::sub(zeros, first)),
+                        S::max(second, S::sub(zeros, second)),
+                    );
+                    let largest = S::largest(size);
+                    let scale = largest / 127.0;
+                    let inverse = S::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+                    let (first, second) = (
+                        S::round(S::mul(first, inverse)),
+                        S::round(S::mul(second, inverse)),
+                    );
+                    let codes = self.codes.add(at * BLOCK);
+                    S::store_as_i8(codes, first);
+                    S::store_as_i8(codes.add(LANES), second);
+                    // Sums of whole numbers this small are exact.
+                    let sum = S::sum(S::add(first, second));
+                    *self.scales.add(at) = match largest.is_finite() {
+                        true => scale,
+                        // Nothing that overflowed may look like a number further on.
+                        false => f32::NAN,
+                    };
+                    *self.starts.add(at) = -(self.zero * sum as i32);
+                    *self.sums.add(at) = scale * sum;
+                }
+                at += 1;
+            }
+        }
+    }
+}
+
+/// One task: some panels for some rows, each as (first, count).
+struct Panels<'a> {
+    x: &'a Rounded,
+    w: BlocksView<'a>,
+    y: *mut f32,
+    rows: (usize, usize),
+    panels: (usize, usize),
+}
+
+/// Codes of 8 bits.
+struct Q8<'a>(Panels<'a>);
+/// Codes of 4 bits, with a minimum or without.
+struct Q4<'a, const MINIMUM: bool>(Panels<'a>);
+
+impl Kernel for Q8<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.all::<S, false, false>() }
+    }
+}
+
+impl<const MINIMUM: bool> Kernel for Q4<'_, MINIMUM> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.all::<S, true, MINIMUM>() }
+    }
+}
+
+impl Panels<'_> {
+    #[inline(always)]
+    unsafe fn all<S: Simd, const FOUR: bool, const MINIMUM: bool>(&self) {
+        for panel in self.panels.0..self.panels.0 + self.panels.1 {
+            let (mut row, end) = (self.rows.0, self.rows.0 + self.rows.1);
+            while row < end {
+                // SAFETY: passed on to the caller.
+                row += unsafe {
+                    match (S::MANY_REGISTERS, end - row) {
+                        (true, 8..) => self.tile::<S, 8, FOUR, MINIMUM>(panel, row),
+                        (true, 4..) => self.tile::<S, 4, FOUR, MINIMUM>(panel, row),
+                        (_, 2..) => self.tile::<S, 2, FOUR, MINIMUM>(panel, row),
+                        _ => self.tile::<S, 1, FOUR, MINIMUM>(panel, row),
+                    }
+                };
+            }
+        }
+    }
+
+    /// `M` rows against one panel. Returns `M`.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const FOUR: bool, const MINIMUM: bool>(
+        &self,
+        panel: usize,
+        row: usize,
+    ) -> usize {
+        let blocks = self.w.input.div_ceil(BLOCK);
+        let size = if FOUR {
+            PANEL * BLOCK / 2
+        } else {
+            PANEL * BLOCK
+        };
+        // SAFETY: `linear` has checked the lengths; panel and rows are inside them. f16 is its bits.
+        unsafe {
+            let codes = self.w.codes.as_ptr().add(panel * blocks * size);
+            let scales = self
+                .w
+                .scales
+                .as_ptr()
+                .cast::<u16>()
+                .add(panel * blocks * PANEL);
+            let minimums = self
+                .w
+                .minimums
+                .as_ptr()
+                .cast::<u16>()
+                .wrapping_add(panel * blocks * PANEL);
+            let mut acc = [S::splat(0.0); M];
+            for block in 0..blocks {
+                let codes = codes.add(block * size);
+                let mut at = [0; M];
+                let mut x = [self.x.codes.as_ptr(); M];
+                let mut whole = [S::splat_i32(0); M];
+                for m in 0..M {
+                    at[m] = (row + m) * blocks + block;
+                    x[m] = x[m].add(at[m] * BLOCK);
+                    whole[m] = S::splat_i32(*self.x.starts.as_ptr().add(at[m]));
+                }
+                for group in 0..size / 64 {
+                    let codes = codes.add(group * 64);
+                    if M == 1 {
+                        S::prefetch(codes.wrapping_add(AHEAD));
+                    }
+                    if FOUR {
+                        let (low, high) = S::load_nibbles(codes);
+                        for m in 0..M {
+                            whole[m] = S::dot_u8(whole[m], low, x[m].add(group * 8));
+                            whole[m] = S::dot_u8(whole[m], high, x[m].add(group * 8 + 4));
+                        }
+                    } else {
+                        let w = S::load_u8(codes);
+                        for m in 0..M {
+                            whole[m] = S::dot_u8(whole[m], w, x[m].add(group * 4));
+                        }
+                    }
+                }
+                let scale = S::load_f16(scales.add(block * PANEL));
+                for m in 0..M {
+                    let scale = S::mul(scale, S::splat(*self.x.scales.as_ptr().add(at[m])));
+                    acc[m] = S::fma(S::to_f32(whole[m]), scale, acc[m]);
+                }
+                if MINIMUM {
+                    let minimum = S::load_f16(minimums.add(block * PANEL));
+                    for m in 0..M {
+                        acc[m] =
+                            S::fma(minimum, S::splat(*self.x.sums.as_ptr().add(at[m])), acc[m]);
+                    }
+                }
+            }
+            let first = panel * PANEL;
+            let count = PANEL.min(self.w.out - first);
+            for m in 0..M {
+                let y = self.y.add((row + m) * self.w.out + first);
+                if count == PANEL {
+                    S::store(y, acc[m]);
+                } else {
+                    let mut lanes = [0.0; LANES];
+                    S::store(lanes.as_mut_ptr(), acc[m]);
+                    std::ptr::copy_nonoverlapping(lanes.as_ptr(), y, count);
+                }
+            }
+        }
+        M
+    }
+}
+
+const _: () = assert!(size_of::<f16>() == 2 && PANEL == LANES);

@@ -1,0 +1,343 @@
+//! `cinder bench`
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use cinder::models::decode::{SamplingSettings, generate};
+use cinder::models::ops::{self, Machine};
+use cinder::models::progress::Progress;
+use cinder::models::{Decoder, Precision};
+use serde_json::{Value, json};
+
+use super::context::{Context, Loaded, Usage, Weights};
+use super::format::{bytes, pairs, table};
+
+/// Measure speed and memory
+///
+/// Prefill runs a prompt and computes the logits of its last position; decoding draws the most likely token after a prompt,
+/// one at a time, with a KV cache. Each figure is the median of the runs. What the machine could do at most is measured in
+/// the same run: products a second from registers, and bytes a second from memory.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
+    model: String,
+    #[command(flatten)]
+    weights: Weights,
+    /// Lengths of the prompts that are prefilled, in tokens
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "512")]
+    prefill: Vec<usize>,
+    /// Contexts after which tokens are decoded, in tokens
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "128")]
+    decode: Vec<usize>,
+    /// Tokens to decode in each run
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    tokens: usize,
+    /// Runs of each measurement, after one that does not count
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: usize,
+}
+
+/// One line of the result.
+struct Measured {
+    what: &'static str,
+    /// Tokens of the prompt, or of the context.
+    length: usize,
+    tokens_per_second: f64,
+    /// What it asks of the machine in a second: floating-point operations to prefill, bytes to decode.
+    demand: f64,
+    /// Milliseconds for each kind of operation, per token when decoding.
+    profile: Vec<(&'static str, f64)>,
+}
+
+pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
+    let lengths = || args.prefill.iter().chain(&args.decode);
+    if args.runs == 0 || args.tokens < 2 || lengths().any(|n| *n == 0) {
+        let what = "`--runs` and the lengths must be at least 1, `--tokens` at least 2";
+        return Err(Usage::new(what, "see `cinder bench --help`").into());
+    }
+    let checkpoint = context.open(&args.model)?;
+    let longest = args
+        .prefill
+        .iter()
+        .copied()
+        .chain(args.decode.iter().map(|n| n + args.tokens))
+        .max();
+    let most = checkpoint.config().max_context;
+    if longest.unwrap_or(0) > most {
+        return Err(Usage::new(
+            format!(
+                "{} tokens do not fit the model's context of {most}",
+                longest.unwrap_or(0)
+            ),
+            "give shorter lengths",
+        )
+        .into());
+    }
+    let precision = args.weights.weights;
+    let weight_bytes = checkpoint.memory_bytes(precision);
+    let scalars = Work {
+        precision,
+        weight_bytes,
+        projections: checkpoint.projections().iter().map(|p| p.scalars).sum(),
+        attention: (checkpoint.config().layers
+            * checkpoint.config().heads
+            * checkpoint.config().head_dim) as u64,
+        cache: (2
+            * checkpoint.config().layers
+            * checkpoint.config().kv_heads
+            * checkpoint.config().head_dim
+            * 4) as u64,
+    };
+    let start = Instant::now();
+    let Loaded { decoder, .. } = context.load_opened(checkpoint, precision)?;
+    let load_seconds = start.elapsed().as_secs_f64();
+    let steps = (lengths().count() * (args.runs + 1)) as u64;
+    context.printer.start("measuring", steps);
+    let mut measured = Vec::new();
+    for &length in &args.prefill {
+        measured.push(scalars.prefill(context, &decoder, length, args.runs)?);
+    }
+    for &length in &args.decode {
+        measured.push(scalars.decode(context, &decoder, length, args.tokens, args.runs)?);
+    }
+    context.printer.finish();
+    report(context, &args, &scalars, &measured, load_seconds)
+}
+
+/// What a token costs.
+struct Work {
+    precision: Precision,
+    weight_bytes: u64,
+    /// Scalars of the decoder projections: one product for each and token.
+    projections: u64,
+    /// Query values a token: two products for each and key.
+    attention: u64,
+    /// Bytes of the KV cache a token.
+    cache: u64,
+}
+
+impl Work {
+    /// The most the machine gives of what a measurement demands.
+    fn limit(&self, what: &str, machine: &Machine) -> f64 {
+        match (what, self.precision) {
+            ("decode", _) => machine.read_bytes_per_second,
+            (_, Precision::Bf16) => machine.bf16_flops,
+            _ => machine.flops,
+        }
+    }
+
+    fn prefill(
+        &self,
+        context: &Context,
+        decoder: &Decoder,
+        length: usize,
+        runs: usize,
+    ) -> Result<Measured> {
+        let prompt = prompt(decoder, length);
+        let once = || -> Result<f64> {
+            let start = Instant::now();
+            generate(
+                decoder,
+                &prompt,
+                1,
+                &[],
+                SamplingSettings::GREEDY,
+                &mut |_| Ok(()),
+            )?;
+            context.printer.advance(1);
+            Ok(start.elapsed().as_secs_f64())
+        };
+        let (first, profile) = ops::profile(once);
+        first?;
+        let seconds = median((0..runs).map(|_| once()).collect::<Result<_>>()?);
+        let keys = length as f64 / 2.0;
+        let products =
+            length as f64 * (self.projections as f64 + 2.0 * self.attention as f64 * keys);
+        Ok(Measured {
+            what: "prefill",
+            length,
+            tokens_per_second: length as f64 / seconds,
+            demand: 2.0 * products / seconds,
+            profile: milliseconds(profile, 1),
+        })
+    }
+
+    fn decode(
+        &self,
+        context: &Context,
+        decoder: &Decoder,
+        length: usize,
+        tokens: usize,
+        runs: usize,
+    ) -> Result<Measured> {
+        let prompt = prompt(decoder, length);
+        let once = || -> Result<f64> {
+            let done = generate(
+                decoder,
+                &prompt,
+                tokens + 1,
+                &[],
+                SamplingSettings::GREEDY,
+                &mut |_| Ok(()),
+            )?;
+            context.printer.advance(1);
+            Ok(done.decode_seconds / tokens as f64)
+        };
+        once()?;
+        let seconds = median((0..runs).map(|_| once()).collect::<Result<_>>()?);
+        let bytes = self.weight_bytes + self.cache * (length + tokens / 2) as u64;
+        Ok(Measured {
+            what: "decode",
+            length,
+            tokens_per_second: 1.0 / seconds,
+            demand: bytes as f64 / seconds,
+            profile: self.decode_profile(decoder, &prompt, tokens)?,
+        })
+    }
+
+    fn decode_profile(
+        &self,
+        decoder: &Decoder,
+        prompt: &[u32],
+        tokens: usize,
+    ) -> Result<Vec<(&'static str, f64)>> {
+        let mut cache = decoder.new_cache(prompt.len() + tokens);
+        decoder.hidden(&[prompt.to_vec()], Some(&mut cache))?;
+        let (done, profile) = ops::profile(|| -> Result<()> {
+            for _ in 0..tokens {
+                let hidden = decoder.hidden(&[vec![prompt[0]]], Some(&mut cache))?;
+                drop(decoder.logits(hidden).into_data());
+            }
+            Ok(())
+        });
+        done?;
+        Ok(milliseconds(profile, tokens))
+    }
+}
+
+/// A prompt of one token, again and again: its values do not change the work.
+fn prompt(decoder: &Decoder, length: usize) -> Vec<u32> {
+    vec![decoder.embedding.vocab() as u32 / 2; length]
+}
+
+fn milliseconds(profile: Vec<(ops::Op, f64)>, tokens: usize) -> Vec<(&'static str, f64)> {
+    let used = profile.into_iter().filter(|(_, seconds)| *seconds > 0.0);
+    used.map(|(op, seconds)| (op.name(), 1e3 * seconds / tokens as f64))
+        .collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        1 => values[middle],
+        _ => (values[middle - 1] + values[middle]) / 2.0,
+    }
+}
+
+fn report(
+    context: &Context,
+    args: &Args,
+    work: &Work,
+    measured: &[Measured],
+    load_seconds: f64,
+) -> Result<ExitCode> {
+    // Before the machine is measured, which takes memory of its own.
+    let peak_rss = peak_rss_bytes();
+    let machine = ops::machine();
+    let fraction = |m: &Measured| m.demand / work.limit(m.what, &machine);
+    let of = |what: &str| {
+        measured
+            .iter()
+            .filter(|m| m.what == what)
+            .collect::<Vec<_>>()
+    };
+    let list = |what: &str| -> Vec<Value> {
+        of(what)
+            .iter()
+            .map(|m| {
+                let profile: serde_json::Map<_, _> = m
+                    .profile
+                    .iter()
+                    .map(|(op, ms)| ((*op).to_owned(), json!(ms)))
+                    .collect();
+                json!({"tokens": m.length, "tokens_per_second": m.tokens_per_second,
+                       "fraction_of_machine": fraction(m), "milliseconds": profile})
+            })
+            .collect()
+    };
+    let first = |what: &str| of(what).first().map(|m| m.tokens_per_second);
+    let value = json!({
+        "model": args.model,
+        "weights": work.precision,
+        "weight_bytes": work.weight_bytes,
+        "kv_bytes_per_token": work.cache,
+        "prefill_tokens_per_second": first("prefill"),
+        "decode_tokens_per_second": first("decode"),
+        "prefill": list("prefill"),
+        "decode": list("decode"),
+        "peak_rss_bytes": peak_rss,
+        "load_seconds": load_seconds,
+        "runs": args.runs,
+        "decoded_tokens": args.tokens,
+        "device": context.device_name,
+        "machine": {"flops": machine.flops, "bf16_flops": machine.bf16_flops,
+                    "read_bytes_per_second": machine.read_bytes_per_second},
+    });
+    let mut rates = table(&[
+        "what",
+        "tokens",
+        "tokens/s",
+        "of the machine",
+        "where the time goes (ms)",
+    ]);
+    for m in measured {
+        let parts: Vec<String> = m
+            .profile
+            .iter()
+            .map(|(op, ms)| format!("{op} {ms:.2}"))
+            .collect();
+        rates.add_row(vec![
+            m.what.to_owned(),
+            m.length.to_string(),
+            format!("{:.1}", m.tokens_per_second),
+            format!("{:.0} %", 100.0 * fraction(m)),
+            parts.join(", "),
+        ]);
+    }
+    let facts = pairs(&[
+        (
+            "weights",
+            format!("{} as {}", bytes(work.weight_bytes), work.precision),
+        ),
+        ("KV cache per token", bytes(work.cache)),
+        (
+            "peak memory (resident)",
+            peak_rss.map_or("unknown".into(), bytes),
+        ),
+        ("loaded in", format!("{load_seconds:.2} s")),
+        (
+            "this machine",
+            format!(
+                "{:.0} GFLOP/s in f32, {:.0} in bf16, reads {:.1} GB/s ({})",
+                machine.flops / 1e9,
+                machine.bf16_flops / 1e9,
+                machine.read_bytes_per_second / 1e9,
+                context.device_name
+            ),
+        ),
+    ]);
+    context
+        .printer
+        .result(&value, &format!("{rates}\n\n{facts}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The most memory this process has had resident, mapped files included; none where the system does not say.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
