@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor};
+use cinder::models::Precision;
 use cinder::models::decode::{SamplingSettings, generate};
 use cinder::models::progress::Silent;
 use cinder::models::{Checkpoint, Decoder};
@@ -137,7 +138,7 @@ fn a_cache_continues_where_it_stopped() {
         }
         // A cache of another batch, or of another model, is refused.
         assert!(decoder.hidden(&rows[..1], Some(&mut cache)).is_err());
-        let mut other = cinder::models::cache::KvCache::new(1);
+        let mut other = cinder::models::cache::KvCache::new(1, 0);
         assert!(decoder.hidden(&rows, Some(&mut other)).is_err());
     }
 }

@@ -4,6 +4,7 @@ mod common;
 
 use burn::tensor::Device;
 use cinder::models::Checkpoint;
+use cinder::models::Precision;
 use cinder::models::progress::Silent;
 use common::{arg, cinder, smollm2};
 use peak_alloc::PeakAlloc;

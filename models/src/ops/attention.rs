@@ -14,6 +14,8 @@ const TILE: usize = 64;
 const VECTORS: usize = TILE / LANES;
 /// Keys that are summed by themselves before they are merged with those before them.
 const RUN: usize = 256;
+/// Rows that are bound by reading keys rather than by products.
+const FEW: usize = 16;
 /// Rows (queries of one key head) that share a walk over the keys.
 const ROWS: usize = 64;
 
@@ -324,6 +326,16 @@ impl Work<'_> {
                 let at = self.batch * of.batch + self.kv_head * of.head + tile * of.key;
                 of.values.as_ptr().add(at)
             };
+            // Few rows do little with each key: what comes next has to be on its way meanwhile.
+            let ahead = |from: *const f32, step: usize| Ahead {
+                from,
+                step,
+                on: rows <= FEW,
+            };
+            let (next_values, next_keys) = (
+                ahead(place(&self.v).wrapping_add(TILE * self.v.key), self.v.key),
+                ahead(place(&self.k).wrapping_add(TILE * self.k.key), self.k.key),
+            );
             turn_keys::<S>(place(&self.k), self.k.key, d, count, &mut scratch.keys);
             let scores = scratch.scores.as_mut_ptr();
             let mut row = 0;
@@ -331,9 +343,9 @@ impl Work<'_> {
                 let q = q.as_ptr().add(row * d);
                 let to = scores.add(row * TILE);
                 row += match (S::MANY_REGISTERS, rows - row) {
-                    (true, 6..) => score_rows::<S, 6>(q, d, scratch.keys.as_ptr(), to),
-                    (true, 3..) => score_rows::<S, 3>(q, d, scratch.keys.as_ptr(), to),
-                    _ => score_rows::<S, 1>(q, d, scratch.keys.as_ptr(), to),
+                    (true, 6..) => score_rows::<S, 6>(q, d, scratch.keys.as_ptr(), to, next_values),
+                    (true, 3..) => score_rows::<S, 3>(q, d, scratch.keys.as_ptr(), to, next_values),
+                    _ => score_rows::<S, 1>(q, d, scratch.keys.as_ptr(), to, next_values),
                 };
             }
             let all_seen = count == TILE && tile + TILE <= self.hidden_from();
@@ -361,9 +373,13 @@ impl Work<'_> {
                 let scores = scores.add(row * TILE);
                 let sums = state.sums.as_mut_ptr().add(row * width);
                 row += match (S::MANY_REGISTERS, rows - row) {
-                    (true, 6..) => mix_rows::<S, 6>(scores, values, step, count, sums, width),
-                    (true, 3..) => mix_rows::<S, 3>(scores, values, step, count, sums, width),
-                    _ => mix_rows::<S, 1>(scores, values, step, count, sums, width),
+                    (true, 6..) => {
+                        mix_rows::<S, 6>(scores, values, step, count, sums, width, next_keys)
+                    }
+                    (true, 3..) => {
+                        mix_rows::<S, 3>(scores, values, step, count, sums, width, next_keys)
+                    }
+                    _ => mix_rows::<S, 1>(scores, values, step, count, sums, width, next_keys),
                 };
             }
         }
@@ -386,6 +402,27 @@ impl Work<'_> {
     }
 }
 
+/// Rows that will be read soon.
+#[derive(Clone, Copy)]
+struct Ahead {
+    from: *const f32,
+    step: usize,
+    on: bool,
+}
+
+impl Ahead {
+    /// Asks for row `i`, of `width` values.
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&self, i: usize, width: usize) {
+        if self.on {
+            for j in (0..width).step_by(LANES) {
+                // SAFETY: asking for memory that is not there does nothing.
+                unsafe { S::prefetch(self.from.wrapping_add(i * self.step + j).cast()) };
+            }
+        }
+    }
+}
+
 /// Keys `[count, d]` with the given step become `[d, TILE]`, zeros behind `count`.
 #[inline(always)]
 unsafe fn turn_keys<S: Simd>(
@@ -400,14 +437,16 @@ unsafe fn turn_keys<S: Simd>(
             let n = LANES.min(d - column);
             // SAFETY: key and column are inside what the caller vouches for; `to` has whole vectors for each column.
             unsafe {
+                let at = keys.wrapping_add(first * step + column);
                 let mut rows = [S::splat(0.0); LANES];
-                for j in 0..LANES.min(count.saturating_sub(first)) {
-                    let key = keys.add((first + j) * step + column);
-                    rows[j] = if n == LANES {
-                        S::load(key)
-                    } else {
-                        S::load_some(key, n)
-                    };
+                if first + LANES <= count && n == LANES {
+                    for j in 0..LANES {
+                        rows[j] = S::load(at.add(j * step));
+                    }
+                } else {
+                    for j in 0..LANES.min(count.saturating_sub(first)) {
+                        rows[j] = S::load_some(at.add(j * step), n);
+                    }
                 }
                 let turned = S::transpose(rows);
                 for i in 0..LANES {
@@ -425,11 +464,15 @@ unsafe fn score_rows<S: Simd, const M: usize>(
     d: usize,
     keys: *const f32,
     scores: *mut f32,
+    ahead: Ahead,
 ) -> usize {
     // SAFETY: passed on to the caller.
     unsafe {
         let mut acc = [[S::splat(0.0); VECTORS]; M];
         for i in 0..d {
+            if i < TILE {
+                ahead.fetch::<S>(i, d);
+            }
             let mut key = [S::splat(0.0); VECTORS];
             for j in 0..VECTORS {
                 key[j] = S::load(keys.add(i * TILE + j * LANES));
@@ -497,6 +540,7 @@ unsafe fn mix_rows<S: Simd, const M: usize>(
     count: usize,
     sums: *mut f32,
     width: usize,
+    ahead: Ahead,
 ) -> usize {
     let mut column = 0;
     while column < width {
@@ -505,8 +549,8 @@ unsafe fn mix_rows<S: Simd, const M: usize>(
             * unsafe {
                 let (values, sums) = (values.add(column), sums.add(column));
                 match (width - column) / LANES {
-                    4.. => mix::<S, M, 4>(weights, values, step, count, sums, width),
-                    _ => mix::<S, M, 1>(weights, values, step, count, sums, width),
+                    4.. => mix::<S, M, 4>(weights, values, step, count, sums, width, ahead),
+                    _ => mix::<S, M, 1>(weights, values, step, count, sums, width, ahead),
                 }
             };
     }
@@ -522,6 +566,7 @@ unsafe fn mix<S: Simd, const M: usize, const N: usize>(
     count: usize,
     sums: *mut f32,
     width: usize,
+    ahead: Ahead,
 ) -> usize {
     // SAFETY: passed on to the caller.
     unsafe {
@@ -532,6 +577,7 @@ unsafe fn mix<S: Simd, const M: usize, const N: usize>(
             }
         }
         for key in 0..count {
+            ahead.fetch::<S>(key, width);
             let mut value = [S::splat(0.0); N];
             for n in 0..N {
                 value[n] = S::load(values.add(key * step + n * LANES));

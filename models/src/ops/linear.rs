@@ -14,6 +14,8 @@ const BLOCK_M: usize = 128;
 /// Bytes of one row that a tile works on at a time: a tile of W then fits the first-level cache.
 const BLOCK_BYTES: usize = 8192;
 
+/// Bytes of W that are worth a task of their own; fewer when they meet several rows.
+const TASK_BYTES: usize = 32768;
 /// How far ahead of its use W is asked for, in bytes.
 const AHEAD: usize = 4096;
 
@@ -149,9 +151,10 @@ pub(crate) fn linear<T: Format>(sizes: Sizes, x: &[T::X], w: &[T::W], y: &mut [f
 /// Columns of Y in one task: enough work to be worth handing out, and several tasks for each thread.
 fn columns_per_task(sizes: Sizes, element: usize) -> usize {
     let row_blocks = sizes.rows.div_ceil(BLOCK_M);
-    let tasks = (4 * parallel::threads()).div_ceil(row_blocks);
-    // At least 64 KiB of weights, or as many products as make up for it.
-    let least = (65536 / (sizes.width * element * sizes.rows.min(16)).max(1)).max(1);
+    // Reading W is most of the work for few rows; threads should then end together, so tasks are small.
+    let each = if sizes.rows < 8 { 16 } else { 4 };
+    let tasks = (each * parallel::threads()).div_ceil(row_blocks);
+    let least = (TASK_BYTES / (sizes.width * element * sizes.rows.min(16)).max(1)).max(1);
     let columns = sizes.out.div_ceil(tasks).clamp(least, 192.max(least));
     columns.next_multiple_of(COLUMNS)
 }

@@ -73,8 +73,10 @@ pub(crate) fn linear(rows: usize, x: &[f32], w: BlocksView<'_>, y: &mut [f32]) {
 
 /// Panels in one task: enough work to be worth handing out, and several tasks for each thread.
 fn panels_per_task(rows: usize, panels: usize, bytes: usize) -> usize {
-    let tasks = (4 * parallel::threads()).div_ceil(rows.div_ceil(BLOCK_M));
-    let least = (32768 / (bytes * rows.min(16)).max(1)).max(1);
+    // Reading W is most of the work for few rows; threads should then end together, so tasks are small.
+    let each = if rows < 8 { 16 } else { 4 };
+    let tasks = (each * parallel::threads()).div_ceil(rows.div_ceil(BLOCK_M));
+    let least = (16384 / (bytes * rows.min(16)).max(1)).max(1);
     panels.div_ceil(tasks).clamp(least, 16.max(least))
 }
 
@@ -156,11 +158,8 @@ impl Kernel for Round<'_> {
                     S::store_as_i8(codes.add(LANES), second);
                     // Sums of whole numbers this small are exact.
                     let sum = S::sum(S::add(first, second));
-                    *self.scales.add(at) = match largest.is_finite() {
-                        true => scale,
-                        // Nothing that overflowed may look like a number further on.
-                        false => f32::NAN,
-                    };
+                    // Nothing that overflowed may look like a number further on; the sum is no number if a value is none.
+                    *self.scales.add(at) = if sum.is_finite() { scale } else { f32::NAN };
                     *self.starts.add(at) = -(self.zero * sum as i32);
                     *self.sums.add(at) = scale * sum;
                 }

@@ -1,1 +1,193 @@
+//! The kernels against plain Burn, against themselves alone, and on every instruction set.
 
+use burn::tensor::{Bool, DType, Device, Distribution, Tensor, TensorData, Tolerance};
+use proptest::prelude::*;
+
+use super::*;
+use crate::projection::BlockLinear;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), &Device::flex())
+}
+
+fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data().try_into_vec().expect("f32")
+}
+
+fn close<const D: usize>(ours: Tensor<D>, plain: Tensor<D>, relative: f32) {
+    let scale = values(plain.clone().abs().max().reshape([1]))[0];
+    let tolerance = Tolerance::relative(relative).set_absolute(relative * scale.max(1e-3));
+    ours.into_data()
+        .assert_approx_eq::<f32>(&plain.into_data(), tolerance);
+}
+
+/// Every row computed with the others equals the row computed alone, bit for bit.
+fn same_alone(x: &Tensor<2>, f: impl Fn(Tensor<2>) -> Tensor<2>) {
+    let together = f(x.clone());
+    for row in 0..x.dims()[0] {
+        let alone = values(f(x.clone().narrow(0, row, 1)));
+        assert_eq!(
+            values(together.clone().narrow(0, row, 1)),
+            alone,
+            "row {row}"
+        );
+    }
+}
+
+fn dtypes() -> impl Strategy<Value = DType> {
+    prop::sample::select(vec![DType::F32, DType::F16, DType::BF16])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn linear_is_plain_and_each_row_its_own(
+        rows in 1usize..20, input in 1usize..150, out in 1usize..40, dtype in dtypes(), as_stored: bool,
+    ) {
+        let x = random([rows, input]);
+        let weight = match as_stored {
+            true => random([out, input]).cast(dtype).transpose(),
+            false => random([input, out]).cast(dtype),
+        };
+        close(linear(x.clone(), weight.clone()), plain::linear(x.clone(), weight.clone()), 1e-5);
+        same_alone(&x, |x| linear(x, weight.clone()));
+        prop_assert_eq!(values(by_output(weight.clone()).cast(DType::F32)), values(weight.cast(DType::F32)));
+    }
+
+    #[test]
+    fn block_linear_is_plain_and_each_row_its_own(
+        rows in 1usize..20, input in 1usize..150, out in 1usize..40,
+        format in prop::sample::select(vec![BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min]),
+    ) {
+        let x = random([rows, input]);
+        let device = Device::flex();
+        let dense = values(random([out, input]));
+        let blocks = Blocks::quantize(&dense, out, input, format);
+        let expected = blocks.dequantize();
+        let weight = BlockLinear::new(blocks, None, &device).tensors();
+        prop_assert_eq!(values(dequantize(weight.clone())), expected.clone());
+        close(block_linear(x.clone(), weight.clone()), plain::block_linear(x.clone(), weight.clone()), 2e-5);
+        same_alone(&x, |x| block_linear(x, weight.clone()));
+        let ids: Vec<u32> = (0..5).map(|i| (i * 7 % out) as u32).collect();
+        let rows: Vec<f32> = ids.iter().flat_map(|id| expected[*id as usize * input..][..input].to_vec()).collect();
+        prop_assert_eq!(values(block_rows(weight, &ids)), rows);
+    }
+
+    #[test]
+    fn norm_rotary_and_swiglu_are_plain(batch in 1usize..3, tokens in 1usize..9, heads in 1usize..4, half in 1usize..40) {
+        let (rows, width) = (batch * tokens, heads * 2 * half);
+        let (x, y) = (random([rows, width]), random([rows, width]));
+        let gamma = random([width]);
+        close(rms_norm(x.clone(), gamma.clone(), 1e-5), plain::rms_norm(x.clone(), gamma.clone(), 1e-5), 1e-5);
+        same_alone(&x, |x| rms_norm(x, gamma.clone(), 1e-5));
+        // Wide, so that both tails of the sigmoid are met.
+        let wide = x.clone() * 120.0;
+        close(swiglu(wide.clone(), y.clone()), plain::swiglu(wide, y.clone()), 1e-5);
+        let (cos, sin) = (random([tokens, half]), random([tokens, half]));
+        let whole = x.clone().reshape([batch, tokens, heads, 2 * half]);
+        let rotated = rotate(whole.clone(), cos.clone(), sin.clone());
+        close(rotated, plain::rotate(whole.clone(), cos.clone(), sin.clone()), 1e-5);
+        // What somebody else still holds is not written over.
+        prop_assert_eq!(values(whole), values(x));
+    }
+
+    #[test]
+    fn attention_is_plain_and_each_query_its_own(
+        batch in 1usize..3, tokens in 1usize..40, past in prop::sample::select(vec![0usize, 1, 63, 64, 200, 255, 300, 700]),
+        kv_heads in 1usize..3, group in 1usize..4,
+        d in prop::sample::select(vec![2usize, 8, 16, 24, 64, 80]), spare in 0usize..70, tree: bool,
+    ) {
+        let keys = past + tokens;
+        let q = random([batch, tokens, kv_heads * group, d]) * 4.0;
+        let k = random([batch, kv_heads, keys + spare, d]);
+        let v = random([batch, kv_heads, keys + spare, d]);
+        let mask = tree.then(|| {
+            // Each token sees itself and, of those before it, every other one.
+            let seen: Vec<bool> = (0..tokens * tokens).map(|i| {
+                let (row, column) = (i / tokens, i % tokens);
+                column == row || (column < row && (row + column) % 2 == 0)
+            }).collect();
+            Tensor::<2, Bool>::from_data(TensorData::new(seen, [tokens, tokens]), &Device::flex())
+        });
+        let ours = attention(q.clone(), k.clone(), v.clone(), keys, mask.clone());
+        let expected = plain::attention(q.clone(), k.clone(), v.clone(), keys, mask.clone());
+        close(ours.clone(), expected, 2e-5);
+        if mask.is_none() {
+            for token in [0, tokens / 2, tokens - 1] {
+                let alone = attention(q.clone().narrow(1, token, 1), k.clone(), v.clone(), past + token + 1, None);
+                prop_assert_eq!(values(ours.clone().narrow(1, token, 1)), values(alone));
+            }
+        }
+        // The same from memory in another order: heads and keys exchanged.
+        let turned = |x: Tensor<4>| x.swap_dims(1, 2).reshape([batch, keys + spare, kv_heads * d])
+            .reshape([batch, keys + spare, kv_heads, d]).swap_dims(1, 2);
+        prop_assert_eq!(values(attention(q, turned(k), turned(v), keys, mask)), values(ours));
+    }
+
+    #[test]
+    fn log_sum_exp_is_exact(x in prop::collection::vec(-80f32..80.0, 1..3000)) {
+        let top = f64::from(x.iter().copied().fold(f32::MIN, f32::max));
+        let exact = top + x.iter().map(|v| (f64::from(*v) - top).exp()).sum::<f64>().ln();
+        prop_assert!((log_sum_exp(&x) - exact).abs() < 2e-6, "{} for {exact}", log_sum_exp(&x));
+    }
+}
+
+#[test]
+fn log_sum_exp_does_not_overflow_and_does_not_hide() {
+    assert!((log_sum_exp(&[1e4, 1e4]) - (1e4 + 2f64.ln())).abs() < 1e-6);
+    for bad in [f32::NAN, f32::INFINITY] {
+        for at in [0, 20, 39] {
+            let mut x = [1.0; 40];
+            x[at] = bad;
+            assert!(!log_sum_exp(&x).is_finite());
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_so() {
+    let device = Device::flex();
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut data = vec![0.5; 64];
+        data[40] = bad;
+        let x = Tensor::<2>::from_data(TensorData::new(data, [1, 64]), &device);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let y = values(linear(x.clone(), random([20, 64]).cast(dtype).transpose()));
+            assert!(y.iter().all(|v| !v.is_finite()), "{dtype:?}");
+        }
+        for format in [BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min] {
+            let blocks = Blocks::quantize(&vec![0.3; 20 * 64], 20, 64, format);
+            let y = values(block_linear(
+                x.clone(),
+                BlockLinear::new(blocks, None, &device).tensors(),
+            ));
+            assert!(y.iter().all(|v| !v.is_finite()), "{format:?}");
+        }
+        let y = values(rms_norm(x.clone(), Tensor::ones([64], &device), 1e-5));
+        assert!(y.iter().any(|v| v.is_nan()));
+    }
+}
+
+#[test]
+fn large_products_use_several_pieces_blocks_and_threads_and_stay_the_same() {
+    let x = random([200, 5000]);
+    let weight = random([70, 5000]).transpose();
+    close(
+        linear(x.clone(), weight.clone()),
+        plain::linear(x.clone(), weight.clone()),
+        1e-4,
+    );
+    same_alone(&x.clone().narrow(0, 120, 20), |x| linear(x, weight.clone()));
+    let together = linear(x.clone(), weight.clone());
+    for row in [0, 127, 128, 199] {
+        let alone = linear(x.clone().narrow(0, row, 1), weight.clone());
+        assert_eq!(values(together.clone().narrow(0, row, 1)), values(alone));
+    }
+}
+
+#[test]
+fn only_f32_on_the_cpu_is_ours() {
+    assert!(ours(&random([2, 2])));
+    assert!(!ours(&random([2, 2]).cast(DType::F64)));
+}

@@ -77,7 +77,8 @@ impl BlockLinear {
         ))
     }
 
-    fn tensors(&self) -> BlockTensors {
+    /// The parameters as [`ops::block_linear`] takes them.
+    pub(crate) fn tensors(&self) -> BlockTensors {
         BlockTensors {
             format: self.format,
             out: self.out,

@@ -186,6 +186,22 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn sum(v: Self::F) -> f32 {
+        unsafe { sum8(_mm256_add_ps(v[0], v[1])) }
+    }
+    #[inline(always)]
+    unsafe fn largest(v: Self::F) -> f32 {
+        unsafe {
+            let eight = _mm256_max_ps(v[0], v[1]);
+            let four = _mm_max_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
     unsafe fn sums(v: [Self::F; 8]) -> [f32; 8] {
         let mut sums = [0.0; 8];
         for (sum, v) in sums.iter_mut().zip(v) {

@@ -67,7 +67,11 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn exp2(n: Self::F) -> Self::F;
     /// Zero where `x < limit`, else `y`.
     unsafe fn zero_below(x: Self::F, limit: Self::F, y: Self::F) -> Self::F;
-    /// Eight sums over lanes, each adding lanes 8, then 4, 2 and 1 apart.
+    /// The sum of the lanes, adding lanes 8, then 4, 2 and 1 apart.
+    unsafe fn sum(v: Self::F) -> f32;
+    /// The largest lane; any when one is not a number.
+    unsafe fn largest(v: Self::F) -> f32;
+    /// Eight sums over lanes, each as [`Simd::sum`].
     unsafe fn sums(v: [Self::F; 8]) -> [f32; 8];
 
     /// 32 values of bf16, as their bits.
@@ -87,20 +91,6 @@ pub(crate) trait Simd: Copy + 'static {
     /// In each lane, `acc` plus the lane's four bytes of `w` times the four bytes at `x`.
     unsafe fn dot_u8(acc: Self::I, w: Self::U, x: *const i8) -> Self::I;
 
-    /// The sum of one vector's lanes, in the order of [`Simd::sums`].
-    #[inline(always)]
-    unsafe fn sum(v: Self::F) -> f32 {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: the array has 16 places.
-        unsafe { Self::store(lanes.as_mut_ptr(), v) };
-        for apart in [8, 4, 2, 1] {
-            for i in 0..apart {
-                lanes[i] += lanes[i + apart];
-            }
-        }
-        lanes[0]
-    }
-
     /// Rows and columns of 16 × 16 values exchanged.
     #[inline(always)]
     unsafe fn transpose(rows: [Self::F; LANES]) -> [Self::F; LANES] {
@@ -117,17 +107,6 @@ pub(crate) trait Simd: Copy + 'static {
             }
             turned
         }
-    }
-
-    /// The largest lane.
-    #[inline(always)]
-    unsafe fn largest(v: Self::F) -> f32 {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: the array has 16 places.
-        unsafe { Self::store(lanes.as_mut_ptr(), v) };
-        lanes
-            .iter()
-            .fold(f32::NEG_INFINITY, |a, b| if a > *b { a } else { *b })
     }
 
     /// `e^x` to about one unit in the last place; 0 below -87.3, infinity above 88.7.

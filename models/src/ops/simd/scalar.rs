@@ -91,6 +91,17 @@ impl Simd for Scalar {
         std::array::from_fn(|i| if x[i] < limit[i] { 0.0 } else { y[i] })
     }
     #[inline(always)]
+    unsafe fn sum(v: Self::F) -> f32 {
+        let eight: [f32; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
+        let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+        (four[0] + four[2]) + (four[1] + four[3])
+    }
+    #[inline(always)]
+    unsafe fn largest(v: Self::F) -> f32 {
+        v.iter()
+            .fold(f32::NEG_INFINITY, |a, b| if a > *b { a } else { *b })
+    }
+    #[inline(always)]
     unsafe fn sums(v: [Self::F; 8]) -> [f32; 8] {
         v.map(|v| unsafe { Self::sum(v) })
     }
