@@ -138,8 +138,8 @@ fn help_of_every_verb() {
     let bench = Bench::new();
     bench.snapshot("help", &cinder(&["--help"]));
     for verb in [
-        "fetch", "inspect", "tokenize", "logits", "compress", "generate", "export", "verify",
-        "report", "demo",
+        "fetch", "inspect", "tokenize", "logits", "compress", "generate", "bench", "export",
+        "verify", "report", "demo",
     ] {
         bench.snapshot(&format!("help-{verb}"), &cinder(&[verb, "--help"]));
     }
@@ -288,4 +288,61 @@ fn an_exported_gguf_is_the_same_model() {
         assert_eq!(logits(&gguf), logits(&out), "{name}");
         assert_eq!(cinder(&["verify", &out, "--quiet"]).code, 0);
     }
+}
+
+/// Figures differ from run to run; what is there, and what can be counted, does not.
+#[test]
+fn bench_measures_speed_and_memory() {
+    let model = goldens("families/llama2");
+    let run = cinder(&[
+        "bench",
+        arg(&model),
+        "--weights",
+        "q8",
+        "--prefill",
+        "8,16",
+        "--decode",
+        "4",
+        "--tokens",
+        "4",
+        "--runs",
+        "2",
+        "--json",
+        "--quiet",
+    ]);
+    assert_eq!(run.code, 0);
+    let result = run.json();
+    let positive =
+        |value: &serde_json::Value| assert!(value.as_f64().is_some_and(|v| v > 0.0), "{result}");
+    for key in [
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+        "peak_rss_bytes",
+        "load_seconds",
+    ] {
+        positive(&result[key]);
+    }
+    assert_eq!(result["prefill"].as_array().expect("a list").len(), 2);
+    assert_eq!(result["decode"][0]["tokens"], 4);
+    positive(&result["decode"][0]["milliseconds"]["block_linear"]);
+    positive(&result["machine"]["read_bytes_per_second"]);
+    let counted = cinder(&["inspect", arg(&model), "--weights", "q8", "--json"]).json();
+    assert_eq!(result["weight_bytes"], counted["bytes"]);
+    assert_eq!(result["kv_bytes_per_token"], counted["kv_bytes_per_token"]);
+    let table = cinder(&[
+        "bench",
+        arg(&model),
+        "--runs",
+        "1",
+        "--prefill",
+        "4",
+        "--decode",
+        "4",
+        "--quiet",
+    ]);
+    assert!(
+        table.stdout.contains("of the machine") && table.stdout.contains("GB/s"),
+        "{}",
+        table.stdout
+    );
 }

@@ -310,6 +310,25 @@ fn wrong_usage_exits_with_2() {
         root
     );
     fails!(
+        "usage-weights",
+        2,
+        cinder(&["generate", "x", "--prompt", "a", "--weights", "q5"]),
+        root
+    );
+    let model = goldens("families/llama2");
+    fails!(
+        "usage-bench-runs",
+        2,
+        cinder(&["bench", arg(&model), "--runs", "0"]),
+        root
+    );
+    fails!(
+        "usage-bench-context",
+        2,
+        cinder(&["bench", arg(&model), "--decode", "100000"]),
+        root
+    );
+    fails!(
         "usage-windows-twice",
         2,
         cinder(&["eval", "ppl", "x", "--text", "y", "--windows", "1,1"]),

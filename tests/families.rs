@@ -113,6 +113,57 @@ fn older_configurations_mean_the_same() {
     }
 }
 
+/// At every precision a token's hidden state is the same, bit for bit, whether it comes alone or among others.
+#[test]
+fn decoding_is_prefilling_bit_for_bit() {
+    for family in ["llama2", "qwen2", "qwen3", "smollm2"] {
+        let checkpoint = Checkpoint::open(&goldens().join("families").join(family)).expect("opens");
+        let ids = golden(family).ids;
+        let mut exact = Vec::new();
+        for precision in Precision::ALL {
+            let decoder = checkpoint
+                .load(precision, &Device::flex(), &Silent)
+                .expect("loads");
+            let values = |t: Tensor<3>| {
+                decoder
+                    .logits(t)
+                    .into_data()
+                    .try_into_vec::<f32>()
+                    .expect("f32")
+            };
+            let whole = values(
+                decoder
+                    .hidden(std::slice::from_ref(&ids), None)
+                    .expect("runs"),
+            );
+            assert!(whole.iter().all(|v| v.is_finite()));
+            for size in [1, 5] {
+                let mut cache = decoder.new_cache(0);
+                let parts = ids.chunks(size).map(|part| {
+                    let part = [part.to_vec()];
+                    decoder.hidden(&part, Some(&mut cache)).expect("runs")
+                });
+                let parts = values(Tensor::cat(parts.collect(), 1));
+                assert_eq!(parts, whole, "{family} {precision} {size}");
+            }
+            if precision == Precision::F32 {
+                exact = whole;
+                continue;
+            }
+            // Narrower weights stay near the exact ones: the tiny models' logits are of the order of 1.
+            let pairs = || exact.iter().zip(&whole);
+            let size = exact.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let off = pairs().map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt() / size;
+            let allowed = match precision {
+                Precision::F16 => 2e-3,
+                Precision::Bf16 | Precision::Q8 => 3e-2,
+                _ => 0.4,
+            };
+            assert!(off < allowed, "{family} {precision}: {off}");
+        }
+    }
+}
+
 /// Continuing from a cache several tokens at a time, and in a batch, is the same as one pass over the whole.
 #[test]
 fn a_cache_continues_where_it_stopped() {

@@ -10,7 +10,7 @@ use cinder::models::progress::Progress;
 use cinder::models::{Decoder, Precision};
 use serde_json::{Value, json};
 
-use super::context::{Context, Loaded, Usage, Weights};
+use super::context::{Context, Usage, Weights};
 use super::format::{bytes, pairs, table};
 
 /// Measure speed and memory
@@ -90,7 +90,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
             * 4) as u64,
     };
     let start = Instant::now();
-    let Loaded { decoder, .. } = context.load_opened(checkpoint, precision)?;
+    let decoder = checkpoint.load(precision, &context.device, &context.printer)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let steps = (lengths().count() * (args.runs + 1)) as u64;
     context.printer.start("measuring", steps);

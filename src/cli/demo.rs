@@ -174,7 +174,6 @@ struct Evaluation<'a> {
 impl Evaluation<'_> {
     fn run(&self, (name, path): &(String, PathBuf), checkpoint: Checkpoint) -> Result<()> {
         let context = self.context;
-        let loaded = context.load_opened(checkpoint, Precision::F32)?;
         let model = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => {
                 self.out.join(path).display().to_string()
@@ -192,7 +191,7 @@ impl Evaluation<'_> {
             name: None,
             command,
         };
-        let result = measure(context, &loaded, &question)?;
+        let result = measure(context, checkpoint, Precision::F32, &question)?;
         let p = &result.perplexity;
         context.printer.say(&format!(
             "{name}: perplexity {:.2} ± {:.2}",

@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use cinder::eval::{EvalResult, SCHEMA, WindowChoice, perplexity};
+use cinder::models::Precision;
+use cinder::models::checkpoint::Checkpoint;
 use clap::Subcommand;
 
-use super::context::{Context, Loaded, Weights, command_line, identity};
+use super::context::{Context, Weights, command_line, identity};
 
 #[derive(Subcommand)]
 pub enum Kind {
@@ -83,7 +85,7 @@ pub struct Question<'a> {
 pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
     let Kind::Ppl(args) = kind;
     let corpus = context.corpus(&args.text)?;
-    let loaded = context.load(&args.model, args.weights)?;
+    let checkpoint = context.open(&args.model)?;
     let question = Question {
         corpus: &corpus,
         window: args.window,
@@ -92,7 +94,7 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
         name: args.name,
         command: command_line(),
     };
-    let result = measure(context, &loaded, &question)?;
+    let result = measure(context, checkpoint, args.weights.weights, &question)?;
     let value = serde_json::to_value(&result)?;
     let p = &result.perplexity;
     let text = format!(
@@ -106,15 +108,22 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Measures the perplexity of a loaded model and says everything about how.
-pub fn measure(context: &Context, loaded: &Loaded, question: &Question<'_>) -> Result<EvalResult> {
+/// Measures the perplexity of a model and says everything about how.
+pub fn measure(
+    context: &Context,
+    checkpoint: Checkpoint,
+    precision: Precision,
+    question: &Question<'_>,
+) -> Result<EvalResult> {
     let Question {
         corpus,
         window,
         windows,
         ..
     } = question;
-    let tokens = loaded.tokenizer.encode(&corpus.text())?;
+    // Before the weights are there: tokenising a whole corpus takes more memory than evaluating it.
+    let tokens = checkpoint.tokenizer()?.encode(&corpus.text())?;
+    let loaded = context.load_opened(checkpoint, precision)?;
     let start = Instant::now();
     let perplexity = perplexity(
         &loaded.decoder,

@@ -38,7 +38,7 @@ def main():
     args.add_argument("--runs", type=int, default=5)
     args.add_argument("--warmup", type=int, default=1)
     args.add_argument("--prefill", type=int, nargs="*", default=[512, 2048])
-    args.add_argument("--context", type=int, default=128, help="tokens cached before decoding")
+    args.add_argument("--context", type=int, nargs="*", default=[128, 1024], help="tokens cached before decoding")
     args.add_argument("--steps", type=int, default=64)
     args = args.parse_args()
 
@@ -61,6 +61,7 @@ def main():
         return seconds
 
     def decode(ids):
+        context = ids.shape[1]
         out = model(ids, use_cache=True, logits_to_keep=1)
         token, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
         start = time.perf_counter()
@@ -68,7 +69,7 @@ def main():
             out = model(token, past_key_values=cache, use_cache=True)
             token, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
         seconds = time.perf_counter() - start
-        assert cache.get_seq_length() == args.context + args.steps
+        assert cache.get_seq_length() == context + args.steps
         return seconds
 
     result = {
@@ -84,10 +85,10 @@ def main():
             ids = prompt(n)
             seconds = timed(args.runs, args.warmup, lambda: prefill(ids))
             result["prefill"][str(n)] = summary(n, seconds)
-        if args.steps:
-            ids = prompt(args.context)
+        for n in args.context:
+            ids = prompt(n)
             seconds = timed(args.runs, args.warmup, lambda: decode(ids))
-            result["decode"] = {"context": args.context, **summary(args.steps, seconds)}
+            result["decode"][str(n)] = summary(args.steps, seconds)
     result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps(result))
 

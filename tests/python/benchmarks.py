@@ -1,11 +1,13 @@
-"""Cinder beside PyTorch + transformers, in one run on one machine: writes the table of BENCHMARKS.md.
+"""Cinder beside PyTorch + transformers and llama.cpp, in one run on one machine: writes BENCHMARKS.md.
 
     cargo build --release
-    target/release/cinder export smollm2 --dense --out smollm2-dense
-    python tests/python/benchmarks.py target/release/cinder smollm2-dense --rounds 5 > BENCHMARKS.md
+    pip install torch transformers numpy gguf
+    pip install --no-binary llama-cpp-python llama-cpp-python
+    python tests/python/benchmarks.py target/release/cinder --work /tmp/bench --rounds 3 > BENCHMARKS.md
 
-Both load the same f32 weights. Rounds alternate between the programs, so that whatever else the machine does falls on all of
-them; the table has medians and, behind them, the slowest and the fastest round. Needs torch and transformers.
+All load the same model: the fetched SmolLM2, exported by Cinder for PyTorch and converted by llama.cpp for itself. Rounds
+alternate between the programs, so that whatever else the machine does falls on all of them; figures are medians over
+rounds. Conversions are kept in the work folder. Per program and round there is one run that does not count.
 """
 
 import argparse
@@ -17,35 +19,46 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# One token of SmolLM2's vocabulary, so that a prompt's length is known.
-WORD = " a"
+# llama.cpp's name for the precision of Cinder's that has the same bits and blocks.
+LLAMA = {"f32": "f32", "f16": "f16", "bf16": "bf16", "q8": "q8_0", "q4": "q4_0"}
+TORCH = ["f32", "bf16"]
+COLUMNS = [("prefill", "512"), ("prefill", "2048"), ("decode", "128"), ("decode", "1024")]
 
 
-def cinder(program, model, prompt, new, threads):
-    """Seconds to the first token, and tokens per second after it."""
-    out = subprocess.run(
-        [program, "generate", model, "--prompt", WORD * prompt, "--max-new-tokens", str(new),
-         "--threads", str(threads), "--json", "--quiet"],
-        check=True, capture_output=True, text=True)
-    result = json.loads(out.stdout)
-    assert len(result["prompt_ids"]) == prompt and len(result["ids"]) == new, "the prompt has another length"
-    return result["prefill_seconds"], result["tokens_per_second"]
+def result(command):
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def torch_round(model, dtype, threads):
-    out = subprocess.run(
-        [sys.executable, os.path.join(HERE, "bench_pytorch.py"), model, "--dtype", dtype,
-         "--threads", str(threads), "--runs", "1", "--warmup", "1"],
-        check=True, capture_output=True, text=True)
-    result = json.loads(out.stdout)
-    speeds = [result["prefill"]["512"]["tokens_per_s"], result["prefill"]["2048"]["tokens_per_s"],
-              result["decode"]["tokens_per_s"]]
-    return speeds, f"PyTorch {result['torch']}, transformers {result['transformers']}"
+def cinder(args, precision):
+    found = result([args.program, "bench", args.model, "--weights", precision, "--prefill", "512,2048", "--decode", "128,1024",
+                    "--runs", "1", "--threads", str(args.threads), "--json", "--quiet"])
+    rates = {(kind, str(m["tokens"])): m["tokens_per_second"] for kind in ("prefill", "decode") for m in found[kind]}
+    return rates, found
 
 
-def cinder_round(program, model, threads):
-    speeds = [n / cinder(program, model, n, 1, threads)[0] for n in (512, 2048)]
-    return speeds + [cinder(program, model, 128, 65, threads)[1]]
+def torch(args, precision):
+    found = result([sys.executable, os.path.join(HERE, "bench_pytorch.py"), f"{args.work}/dense", "--dtype", precision,
+                    "--threads", str(args.threads), "--runs", "1", "--warmup", "1"])
+    return {(kind, n): found[kind][n]["tokens_per_s"] for kind, n in COLUMNS}, found
+
+
+def llama_cpp(args, precision):
+    found = result([sys.executable, os.path.join(HERE, "bench_llama_cpp.py"), f"{args.work}/{LLAMA[precision]}.gguf",
+                    "--threads", str(args.threads), "--runs", "1"] + (["--f32-cache"] if precision == "f32" else []))
+    return {(kind, n): found[kind][n] for kind, n in COLUMNS}, found
+
+
+def prepare(args):
+    os.makedirs(args.work, exist_ok=True)
+    if not os.path.isdir(f"{args.work}/dense"):
+        subprocess.run([args.program, "export", args.model, "--dense", "--out", f"{args.work}/dense", "--quiet"], check=True)
+    source = subprocess.run([args.program, "fetch", args.model, "--quiet"], check=True, stdout=subprocess.PIPE, text=True)
+    for kind in LLAMA.values():
+        target = f"{args.work}/{kind}.gguf"
+        if not os.path.exists(target):
+            subprocess.run([sys.executable, os.path.join(HERE, "bench_llama_cpp.py"), target, "--quantize",
+                            source.stdout.strip(), kind], check=True)
 
 
 def cpu():
@@ -54,46 +67,113 @@ def cpu():
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
+def middle(values):
+    return statistics.median(values)
+
+
+def row(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(header, rows):
+    return "\n".join([row(header), row(["---"] + ["---:"] * (len(header) - 1))] + [row(r) for r in rows])
+
+
+def speeds(rates):
+    """Tokens per second of every program and precision."""
+    rows = []
+    for (program, precision), rounds in rates.items():
+        cells = [f"{program} {precision}"]
+        for column in COLUMNS:
+            values = [r[column] for r in rounds]
+            cells.append(f"{middle(values):.0f} ({min(values):.0f}–{max(values):.0f})")
+        rows.append(cells)
+    return table(["tokens/s"] + [f"{kind} {n}" for kind, n in COLUMNS], rows)
+
+
+def ratios(rates):
+    """Cinder over its peers at equal precision: the median of the rounds' ratios."""
+    rows = []
+    for precision, theirs in LLAMA.items():
+        ours = rates["Cinder", precision]
+        for name in (("llama.cpp", theirs), ("PyTorch", precision)):
+            if name not in rates:
+                continue
+            cells = [f"{precision} over {name[0]} {name[1]}"]
+            cells += [f"{middle([a[c] / b[c] for a, b in zip(ours, rates[name])]):.2f}" for c in COLUMNS]
+            rows.append(cells)
+    return table(["ratio"] + [f"{kind} {n}" for kind, n in COLUMNS], rows)
+
+
+def fractions(details):
+    """What share of the machine Cinder uses, and where its time goes."""
+    rows = []
+    for precision, rounds in details.items():
+        for kind, n in COLUMNS:
+            found = [next(m for m in r[kind] if str(m["tokens"]) == n) for r in rounds]
+            share = middle([m["fraction_of_machine"] for m in found])
+            total = middle([1e3 / m["tokens_per_second"] * (int(n) if kind == "prefill" else 1) for m in found])
+            parts = {op: middle([m["milliseconds"].get(op, 0) for m in found]) for op in found[0]["milliseconds"]}
+            rows.append([f"{precision} {kind} {n}", f"{100 * share:.0f} %", f"{total:.1f}",
+                         ", ".join(f"{op} {ms:.2f}" for op, ms in parts.items())])
+    return table(["Cinder", "of the machine", "ms", "of these, by operation"], rows)
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("program")
-    args.add_argument("model")
-    args.add_argument("--rounds", type=int, default=5)
+    args.add_argument("--model", default="smollm2")
+    args.add_argument("--work", default="/tmp/cinder-bench")
+    args.add_argument("--rounds", type=int, default=3)
     args.add_argument("--threads", type=int, default=2)
     args = args.parse_args()
-
-    names = ["Cinder f32", "PyTorch f32", "PyTorch bf16"]
-    seen = {name: [] for name in names}
-    versions = ""
+    prepare(args)
+    rates, details, versions = {}, {}, {}
     for number in range(args.rounds):
-        print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-        seen["Cinder f32"].append(cinder_round(args.program, args.model, args.threads))
-        for dtype in ("f32", "bf16"):
-            speeds, versions = torch_round(args.model, dtype, args.threads)
-            seen[f"PyTorch {dtype}"].append(speeds)
-
-    version = subprocess.run([args.program, "--version"], check=True, capture_output=True, text=True).stdout.strip()
+        for precision, theirs in LLAMA.items():
+            print(f"round {number + 1} of {args.rounds}: {precision}", file=sys.stderr)
+            found, detail = cinder(args, precision)
+            rates.setdefault(("Cinder", precision), []).append(found)
+            details.setdefault(precision, []).append(detail)
+            found, detail = llama_cpp(args, precision)
+            rates.setdefault(("llama.cpp", theirs), []).append(found)
+            versions["llama.cpp"] = f"llama-cpp-python {detail['llama_cpp_python']} (built from source)"
+            if precision in TORCH:
+                found, detail = torch(args, precision)
+                rates.setdefault(("PyTorch", precision), []).append(found)
+                versions["PyTorch"] = f"PyTorch {detail['torch']}, transformers {detail['transformers']}"
+    version = subprocess.run([args.program, "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    machines = [d["machine"] for rounds in details.values() for d in rounds]
+    peak = lambda key, unit: f"{middle([m[key] for m in machines]) / unit:.0f}"
+    memory = [[p, f"{d[0]['weight_bytes'] / 1e6:.0f}", f"{middle([r['peak_rss_bytes'] for r in d]) / 1e6:.0f}"]
+              for p, d in details.items()]
     print(f"""# Benchmarks
 
-SmolLM2-135M-Instruct, the same f32 weights for all (bf16 is PyTorch's own conversion), batch 1, {args.threads} threads, {cpu()}.
-{version}; {versions}. Tokens per second: median of {args.rounds} alternating rounds (slowest–fastest). Prefill computes the logits of the last
-position only; decoding is greedy with a KV cache, 64 tokens after a prompt of 128.
+Written by `tests/python/benchmarks.py`, which says how to repeat it. SmolLM2-135M-Instruct, batch 1, {args.threads} threads, {cpu()}.
+{version}; {versions["PyTorch"]}; {versions["llama.cpp"]}. Medians of {args.rounds} rounds that alternate between the
+programs (slowest–fastest behind them): the machine is shared, so ratios within a run say more than figures.
 
-| | prefill 512 | prefill 2048 | decode at 128 |
-|---|---:|---:|---:|""")
-    medians = {}
-    for name in names:
-        columns = list(zip(*seen[name]))
-        medians[name] = [statistics.median(c) for c in columns]
-        cells = [f"{m:.0f} ({min(c):.0f}–{max(c):.0f})" for m, c in zip(medians[name], columns)]
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    for peer in names[1:]:
-        ratios = [f"{a / b:.2f}×" for a, b in zip(medians["Cinder f32"], medians[peer])]
-        print(f"| Cinder / {peer} | " + " | ".join(ratios) + " |")
-    print("""
-Made by `tests/python/benchmarks.py`, which says how to run it again. Cinder uses Burn's stock operations so far. Of a
-512-token window's time, `perf` gives 52 % to the matrix products, 10 % to attention, 5 % to scalar exponentials and 4 % to copying; element-wise operations run
-on one core, and the KV cache is copied at each decoding step.""")
+Prefill computes the logits of the last position only. Decoding draws the most likely token, 64 times, after a prompt of the
+length given. KV caches are f32 in Cinder; f32 in llama.cpp's f32 row and f16 in its others; the weights' type in PyTorch.
+q8 is llama.cpp's q8_0 and q4 its q4_0, with embedding and head at 8 bits in Cinder and at 6 in llama.cpp.
+
+{speeds(rates)}
+
+## Cinder over its peers at equal precision
+
+{ratios(rates)}
+
+## Share of the machine
+
+Prefill: products of the projections and of attention, over the peak of f32 (bf16) products from registers, {peak("flops", 1e9)} ({peak("bf16_flops", 1e9)}) GFLOP/s;
+the block formats multiply whole numbers and can pass that. Decoding: bytes of weights and KV cache over the bandwidth of reading
+memory, {peak("read_bytes_per_second", 1e9)} GB/s. Both peaks are measured in each run of `cinder bench`. Milliseconds are of the whole prompt, or of one token.
+
+{fractions(details)}
+
+## Memory in MB
+
+{table(["Cinder", "weights", "peak resident at 2048 tokens"], memory)}""")
 
 
 if __name__ == "__main__":
