@@ -19,7 +19,7 @@ pub enum Precision {
     F16,
     /// bfloat16, 16 bits; activations are rounded to bf16 for the products, sums are f32.
     Bf16,
-    /// 8 bits and an f16 scale for 32 weights (8.5 bits a weight); activations are rounded to int8 in blocks of 32.
+    /// 8 bits and an f16 scale for 32 weights (8.5 bits a weight); activations are rounded to 16 bits in blocks of 32.
     Q8,
     /// 4 bits and an f16 scale for 32 weights (4.5 bits a weight), embedding and head as [`Precision::Q8`].
     Q4,

@@ -61,7 +61,7 @@ pub struct Weights {
     /// Keep the weights in memory as f32, f16, bf16, q8 (8 bits), q4 or q4min (4 bits; with a minimum for each block)
     ///
     /// Norms, biases and activations stay f32, but bf16 rounds what enters a product to bf16, and the block formats round
-    /// it to 8 bits in blocks of 32. The 4-bit formats keep the embedding and the head at 8 bits.
+    /// it to 16 bits in blocks of 32. The 4-bit formats keep the embedding and the head at 8 bits.
     #[arg(long, value_name = "PRECISION", default_value_t = Precision::F32)]
     pub weights: Precision,
 }

@@ -84,7 +84,7 @@ pub struct BlockTensors {
     pub minimums: Option<Tensor<3>>,
 }
 
-/// `x Wᵀ` for block-quantised W `[out, in]`: `x` is `[rows, in]` in f32 and is rounded to int8 in blocks of 32.
+/// `x Wᵀ` for block-quantised W `[out, in]`: `x` is `[rows, in]` in f32 and is rounded to 16 bits in blocks of 32.
 ///
 /// # Panics
 /// When the widths differ.

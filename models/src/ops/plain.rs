@@ -8,6 +8,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 use super::BlockTensors;
 use super::blocks::{BLOCK, BlockFormat, PANEL};
+use super::quantized::MOST;
 
 /// See [`super::linear`].
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
@@ -34,8 +35,8 @@ pub(super) fn block_linear(x: Tensor<2>, weight: BlockTensors) -> Tensor<2> {
     }
     .reshape([rows, filled / BLOCK, BLOCK]);
     let largest = blocks.clone().abs().max_dim(2);
-    let inverse = (largest.clone().clamp_min(f32::MIN_POSITIVE)).recip() * 127.0;
-    let rounded = (blocks * inverse).round() * (largest / 127.0);
+    let inverse = (largest.clone().clamp_min(f32::MIN_POSITIVE)).recip() * MOST;
+    let rounded = (blocks * inverse).round() * (largest / MOST);
     let rounded = rounded.reshape([rows, filled]).narrow(1, 0, input);
     rounded.matmul(dequantize(weight).transpose())
 }

@@ -1,5 +1,9 @@
-//! `Y = X Wᵀ` for block-quantised weights: the rows of X are rounded to int8 per block of 32, products are summed in whole
-//! numbers within a block, and blocks in f32.
+//! `Y = X Wᵀ` for block-quantised weights: the rows of X are rounded to 16 bits per block of 32, products are summed in
+//! whole numbers within a block, and blocks in f32.
+//!
+//! The instructions multiply bytes, so X goes in two: a high and a low byte. With the high one alone, as llama.cpp has it,
+//! products are twice as fast and the default model's perplexity is half a percent worse; decoding, which waits for the
+//! weights, is as fast either way.
 //!
 //! A value of Y depends on its row of X and its row of W alone, never on the rows beside it.
 
@@ -14,9 +18,12 @@ const BLOCK_M: usize = 128;
 /// How far ahead of their use codes are asked for, in bytes.
 const AHEAD: usize = 2048;
 
-/// Rows rounded to int8, block by block.
+/// The largest code: 127 high bytes, so that rounding the low byte up never overflows.
+pub(super) const MOST: f32 = 127.0 * 256.0;
+
+/// Rows rounded to 16 bits, block by block.
 struct Rounded {
-    /// `[rows, blocks, 32]`.
+    /// `[rows, blocks, 2, 32]`: a value is 256 times its first byte plus its second.
     codes: Vec<i8>,
     /// `[rows, blocks]`.
     scales: Vec<f32>,
@@ -83,7 +90,7 @@ fn panels_per_task(rows: usize, panels: usize, bytes: usize) -> usize {
 fn round(rows: usize, x: &[f32], input: usize, zero: u8) -> Rounded {
     let blocks = input.div_ceil(BLOCK);
     let mut out = Rounded {
-        codes: vec![0; rows * blocks * BLOCK],
+        codes: vec![0; rows * blocks * 2 * BLOCK],
         scales: vec![0.0; rows * blocks],
         starts: vec![0; rows * blocks],
         sums: vec![0.0; rows * blocks],
@@ -104,7 +111,7 @@ fn round(rows: usize, x: &[f32], input: usize, zero: u8) -> Rounded {
             input,
             zero: i32::from(zero),
             // SAFETY: the task's rows are inside the vectors.
-            codes: unsafe { codes.pointer().add(first * blocks * BLOCK) },
+            codes: unsafe { codes.pointer().add(first * blocks * 2 * BLOCK) },
             scales: unsafe { scales.pointer().add(first * blocks) },
             starts: unsafe { starts.pointer().add(first * blocks) },
             sums: unsafe { sums.pointer().add(first * blocks) },
@@ -147,15 +154,21 @@ impl Kernel for Round<'_> {
                         S::max(second, S::sub(zeros, second)),
                     );
                     let largest = S::largest(size);
-                    let scale = largest / 127.0;
-                    let inverse = S::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
-                    let (first, second) = (
-                        S::round(S::mul(first, inverse)),
-                        S::round(S::mul(second, inverse)),
-                    );
-                    let codes = self.codes.add(at * BLOCK);
-                    S::store_as_i8(codes, first);
-                    S::store_as_i8(codes.add(LANES), second);
+                    let scale = largest / MOST;
+                    let inverse = S::splat(if largest > 0.0 { MOST / largest } else { 0.0 });
+                    let first = S::round(S::mul(first, inverse));
+                    let second = S::round(S::mul(second, inverse));
+                    let codes = self.codes.add(at * 2 * BLOCK);
+                    for (half, value) in [(0, first), (LANES, second)] {
+                        // A little more than the value, so that 128 goes up and the low byte stays a byte.
+                        let more = S::add(value, S::splat(0.25));
+                        let high = S::round(S::mul(more, S::splat(1.0 / 256.0)));
+                        S::store_as_i8(codes.add(half), high);
+                        S::store_as_i8(
+                            codes.add(BLOCK + half),
+                            S::fma(high, S::splat(-256.0), value),
+                        );
+                    }
                     // Sums of whole numbers this small are exact.
                     let sum = S::sum(S::add(first, second));
                     // Nothing that overflowed may look like a number further on; the sum is no number if a value is none.
@@ -255,11 +268,12 @@ impl Panels<'_> {
                 let codes = codes.add(block * size);
                 let mut at = [0; M];
                 let mut x = [self.x.codes.as_ptr(); M];
-                let mut whole = [S::splat_i32(0); M];
+                let mut high = [S::splat_i32(0); M];
+                let mut low = high;
                 for m in 0..M {
                     at[m] = (row + m) * blocks + block;
-                    x[m] = x[m].add(at[m] * BLOCK);
-                    whole[m] = S::splat_i32(*self.x.starts.as_ptr().add(at[m]));
+                    x[m] = x[m].add(at[m] * 2 * BLOCK);
+                    low[m] = S::splat_i32(*self.x.starts.as_ptr().add(at[m]));
                 }
                 for group in 0..size / 64 {
                     let codes = codes.add(group * 64);
@@ -267,22 +281,27 @@ impl Panels<'_> {
                         S::prefetch(codes.wrapping_add(AHEAD));
                     }
                     if FOUR {
-                        let (low, high) = S::load_nibbles(codes);
+                        let (first, second) = S::load_nibbles(codes);
                         for m in 0..M {
-                            whole[m] = S::dot_u8(whole[m], low, x[m].add(group * 8));
-                            whole[m] = S::dot_u8(whole[m], high, x[m].add(group * 8 + 4));
+                            let x = x[m].add(group * 8);
+                            high[m] = S::dot_u8(high[m], first, x);
+                            low[m] = S::dot_u8(low[m], first, x.add(BLOCK));
+                            high[m] = S::dot_u8(high[m], second, x.add(4));
+                            low[m] = S::dot_u8(low[m], second, x.add(BLOCK + 4));
                         }
                     } else {
                         let w = S::load_u8(codes);
                         for m in 0..M {
-                            whole[m] = S::dot_u8(whole[m], w, x[m].add(group * 4));
+                            let x = x[m].add(group * 4);
+                            high[m] = S::dot_u8(high[m], w, x);
+                            low[m] = S::dot_u8(low[m], w, x.add(BLOCK));
                         }
                     }
                 }
                 let scale = S::load_f16(scales.add(block * PANEL));
                 for m in 0..M {
                     let scale = S::mul(scale, S::splat(*self.x.scales.as_ptr().add(at[m])));
-                    acc[m] = S::fma(S::to_f32(whole[m]), scale, acc[m]);
+                    acc[m] = S::fma(S::to_f32(S::join(high[m], low[m])), scale, acc[m]);
                 }
                 if MINIMUM {
                     let minimum = S::load_f16(minimums.add(block * PANEL));

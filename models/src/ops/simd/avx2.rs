@@ -236,6 +236,15 @@ impl Simd for Avx2 {
         unsafe { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
     }
     #[inline(always)]
+    unsafe fn join(high: Self::I, low: Self::I) -> Self::I {
+        unsafe {
+            [
+                _mm256_add_epi32(_mm256_slli_epi32::<8>(high[0]), low[0]),
+                _mm256_add_epi32(_mm256_slli_epi32::<8>(high[1]), low[1]),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn store_as_i8(to: *mut i8, v: Self::F) {
         unsafe {
             let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));

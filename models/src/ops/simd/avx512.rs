@@ -201,6 +201,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(v) }
     }
     #[inline(always)]
+    unsafe fn join(high: Self::I, low: Self::I) -> Self::I {
+        unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low) }
+    }
+    #[inline(always)]
     unsafe fn store_as_i8(to: *mut i8, v: Self::F) {
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
     }

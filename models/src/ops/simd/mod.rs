@@ -83,6 +83,8 @@ pub(crate) trait Simd: Copy + 'static {
 
     unsafe fn splat_i32(value: i32) -> Self::I;
     unsafe fn to_f32(v: Self::I) -> Self::F;
+    /// `256 high + low`.
+    unsafe fn join(high: Self::I, low: Self::I) -> Self::I;
     /// 16 values, whole numbers in -128..=127, as bytes.
     unsafe fn store_as_i8(to: *mut i8, v: Self::F);
     unsafe fn load_u8(from: *const u8) -> Self::U;

@@ -133,6 +133,10 @@ impl Simd for Scalar {
         v.map(|v| v as f32)
     }
     #[inline(always)]
+    unsafe fn join(high: Self::I, low: Self::I) -> Self::I {
+        std::array::from_fn(|i| 256 * high[i] + low[i])
+    }
+    #[inline(always)]
     unsafe fn store_as_i8(to: *mut i8, v: Self::F) {
         unsafe { to.cast::<[i8; LANES]>().write_unaligned(v.map(|v| v as i8)) }
     }

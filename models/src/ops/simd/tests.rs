@@ -76,7 +76,7 @@ impl Kernel for Everything<'_> {
                 self.signed.as_ptr(),
             );
             dots = S::dot_u8(dots, low, self.signed.as_ptr().add(4));
-            dots = S::dot_u8(dots, high, self.signed.as_ptr());
+            dots = S::join(dots, S::dot_u8(dots, high, self.signed.as_ptr()));
             S::store(lanes.as_mut_ptr(), S::to_f32(dots));
             out.extend(lanes.map(f32::to_bits));
         }
