@@ -151,11 +151,15 @@ pub(crate) fn linear<T: Format>(sizes: Sizes, x: &[T::X], w: &[T::W], y: &mut [f
 /// Columns of Y in one task: enough work to be worth handing out, and several tasks for each thread.
 fn columns_per_task(sizes: Sizes, element: usize) -> usize {
     let row_blocks = sizes.rows.div_ceil(BLOCK_M);
-    // Reading W is most of the work for few rows; threads should then end together, so tasks are small.
-    let each = if sizes.rows < 8 { 16 } else { 4 };
+    // For few rows, reading W is the work: memory gives it fastest in long runs, so each thread gets two parts and no more.
+    let (each, most) = if sizes.rows < 8 {
+        (2, usize::MAX)
+    } else {
+        (4, 192)
+    };
     let tasks = (each * parallel::threads()).div_ceil(row_blocks);
     let least = (TASK_BYTES / (sizes.width * element * sizes.rows.min(16)).max(1)).max(1);
-    let columns = sizes.out.div_ceil(tasks).clamp(least, 192.max(least));
+    let columns = sizes.out.div_ceil(tasks).clamp(least, most.max(least));
     columns.next_multiple_of(COLUMNS)
 }
 

@@ -80,11 +80,11 @@ pub(crate) fn linear(rows: usize, x: &[f32], w: BlocksView<'_>, y: &mut [f32]) {
 
 /// Panels in one task: enough work to be worth handing out, and several tasks for each thread.
 fn panels_per_task(rows: usize, panels: usize, bytes: usize) -> usize {
-    // Reading W is most of the work for few rows; threads should then end together, so tasks are small.
-    let each = if rows < 8 { 16 } else { 4 };
+    // For few rows, reading W is the work: memory gives it fastest in long runs, so each thread gets two parts and no more.
+    let (each, most) = if rows < 8 { (2, usize::MAX) } else { (4, 16) };
     let tasks = (each * parallel::threads()).div_ceil(rows.div_ceil(BLOCK_M));
     let least = (16384 / (bytes * rows.min(16)).max(1)).max(1);
-    panels.div_ceil(tasks).clamp(least, 16.max(least))
+    panels.div_ceil(tasks).clamp(least, most.max(least))
 }
 
 fn round(rows: usize, x: &[f32], input: usize, zero: u8) -> Rounded {
