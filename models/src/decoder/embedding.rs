@@ -10,6 +10,7 @@ use crate::projection::BlockLinear;
 
 /// Token embeddings `[vocab, hidden]`.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a model has one")]
 pub enum TokenEmbedding {
     /// f32, f16 or bf16, as the weight's element type says.
     Float(Embedding),

@@ -21,7 +21,7 @@ fn over_rows(rows: usize, width: usize, f: impl Fn(std::ops::Range<usize>) + Syn
 pub(crate) fn rms_norm(x: &[f32], gamma: &[f32], epsilon: f32, y: &mut [f32]) {
     let width = gamma.len();
     assert!(
-        width > 0 && x.len() % width == 0 && x.len() == y.len(),
+        width > 0 && x.len().is_multiple_of(width) && x.len() == y.len(),
         "rows of {width}"
     );
     let y = Parts::new(y);
@@ -105,7 +105,7 @@ pub(crate) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], sizes: [usize; 3])
         return;
     }
     assert!(
-        head_dim % 2 == 0 && x.len() % (tokens * heads * head_dim) == 0,
+        head_dim.is_multiple_of(2) && x.len().is_multiple_of(tokens * heads * head_dim),
         "{sizes:?}"
     );
     let rows = x.len() / head_dim;

@@ -6,6 +6,10 @@
 //!
 //! What every kernel promises: a row's result does not depend on the other rows of the batch, on how many there are, or on
 //! the number of threads. A token verified among others is therefore bit for bit the token decoded alone.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "in a kernel an index names a register, and the loops over them are unrolled"
+)]
 
 mod attention;
 mod blocks;

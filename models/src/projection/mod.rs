@@ -21,6 +21,10 @@ pub use quantized::BlockLinear;
 /// Every kind maps `[..., in]` to `[..., out]` and can be turned back into one dense
 /// [`Linear`] with [`Projection::to_dense`].
 #[derive(Module, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a layer has seven, and the matrices dwarf them"
+)]
 pub enum Projection {
     /// The matrix itself.
     Dense(Linear),

@@ -158,7 +158,7 @@ impl GgufSource {
         self.config
             .family
             .gguf_interleaved_rotary
-            .then(|| match heads {
+            .then_some(match heads {
                 Heads::Query => self.config.heads,
                 Heads::KeyValue => self.config.kv_heads,
             })

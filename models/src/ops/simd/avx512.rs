@@ -29,6 +29,13 @@ unsafe fn fold<const LOW: i32, const HIGH: i32>(a: __m512, b: __m512) -> __m512 
     }
 }
 
+/// The same bits under the type that products take.
+#[inline(always)]
+fn as_bf16(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 512 bits without structure.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
+}
+
 // SAFETY of the blocks below: the trait's contract (the CPU has the instructions, pointers are valid); every load and
 // store is of the unaligned kind, and masked ones touch only the lanes asked for.
 impl Simd for Avx512 {
@@ -185,11 +192,16 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
-        unsafe { _mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b)) }
+        unsafe { _mm512_dpbf16_ps(acc, as_bf16(a), as_bf16(b)) }
     }
     #[inline(always)]
     unsafe fn store_as_bf16(to: *mut u16, v: Self::F) {
-        unsafe { _mm256_storeu_si256(to.cast(), std::mem::transmute(_mm512_cvtneps_pbh(v))) }
+        unsafe {
+            _mm256_storeu_si256(
+                to.cast(),
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)),
+            )
+        }
     }
 
     #[inline(always)]
