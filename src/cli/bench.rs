@@ -17,7 +17,8 @@ use super::format::{bytes, pairs, table};
 ///
 /// Prefill runs a prompt and computes the logits of its last position; decoding draws the most likely token after a prompt,
 /// one at a time, with a KV cache. Each figure is the median of the runs. What the machine could do at most is measured in
-/// the same run: products a second from registers, and bytes a second from memory.
+/// the same run: products of f32 (of bf16, with bf16 weights) a second from registers, which bounds prefill but for the
+/// block formats, whose whole-number products are faster; and bytes a second from memory, which bounds decoding.
 #[derive(clap::Args)]
 pub struct Args {
     /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
@@ -62,6 +63,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .iter()
         .copied()
         .chain(args.decode.iter().map(|n| n + args.tokens))
+        .map(|n| n + 1)
         .max();
     let most = checkpoint.config().max_context;
     if longest.unwrap_or(0) > most {
@@ -79,6 +81,13 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let scalars = Work {
         precision,
         weight_bytes,
+        unread: match checkpoint.config().tied_embeddings {
+            true => 0,
+            false => precision.of_embedding().matrix_bytes(
+                checkpoint.config().vocab_size,
+                checkpoint.config().hidden_size,
+            ),
+        },
         projections: checkpoint.projections().iter().map(|p| p.scalars).sum(),
         attention: (checkpoint.config().layers
             * checkpoint.config().heads
@@ -109,6 +118,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
 struct Work {
     precision: Precision,
     weight_bytes: u64,
+    /// Bytes of an embedding that is not the head too: a token reads one row of it.
+    unread: u64,
     /// Scalars of the decoder projections: one product for each and token.
     projections: u64,
     /// Query values a token: two products for each and key.
@@ -186,7 +197,7 @@ impl Work {
         };
         once()?;
         let seconds = median((0..runs).map(|_| once()).collect::<Result<_>>()?);
-        let bytes = self.weight_bytes + self.cache * (length + tokens / 2) as u64;
+        let bytes = self.weight_bytes - self.unread + self.cache * (length + tokens / 2) as u64;
         Ok(Measured {
             what: "decode",
             length,

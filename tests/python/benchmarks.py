@@ -52,7 +52,8 @@ def llama_cpp(args, precision):
 def prepare(args):
     os.makedirs(args.work, exist_ok=True)
     if not os.path.isdir(f"{args.work}/dense"):
-        subprocess.run([args.program, "export", args.model, "--dense", "--out", f"{args.work}/dense", "--quiet"], check=True)
+        subprocess.run([args.program, "export", args.model, "--dense", "--out", f"{args.work}/dense", "--quiet"], check=True,
+                       stdout=subprocess.DEVNULL)
     source = subprocess.run([args.program, "fetch", args.model, "--quiet"], check=True, stdout=subprocess.PIPE, text=True)
     for kind in LLAMA.values():
         target = f"{args.work}/{kind}.gguf"

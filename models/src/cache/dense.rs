@@ -18,7 +18,7 @@ pub struct KvCache {
 /// The cache of one layer.
 #[derive(Debug, Clone, Default)]
 pub struct LayerCache {
-    /// Keys and values `[batch, kv_heads, capacity, head_dim]`, zeros behind the tokens held.
+    /// Keys and values `[batch, kv_heads, capacity, head_dim]`, of which the first `length` tokens count.
     kept: Option<(Tensor<4>, Tensor<4>)>,
     length: usize,
     capacity: usize,

@@ -199,6 +199,14 @@ impl<'a> Loader<'a> {
     ) -> Result<BlockLinear> {
         self.take(name, &[out, input])?;
         let values = self.checkpoint.source().read_f32(name)?;
+        // Rounding would make ordinary numbers of these.
+        let most = f16::MAX.to_f32();
+        if values.iter().any(|v| v.is_nan() || v.abs() > most) {
+            let why = format!(
+                "has values that are not numbers or beyond {most}, which blocks can not hold"
+            );
+            return Err(self.wrong(name, why));
+        }
         let blocks = Blocks::quantize(&values, out, input, format);
         Ok(BlockLinear::new(blocks, bias, self.device))
     }

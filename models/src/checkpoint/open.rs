@@ -322,7 +322,8 @@ impl Checkpoint {
     }
 
     /// Loads the whole model. Memory peaks at the model and one tensor; what the file stores in this precision already
-    /// is mapped instead of read, and takes no memory of its own.
+    /// is mapped instead of read, and takes no memory of its own (unless it lies at an odd address, or its rows have to
+    /// change places, as those of queries and keys in some GGUF files).
     ///
     /// # Errors
     /// As [`Checkpoint::load_frame`].

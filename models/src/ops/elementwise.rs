@@ -201,7 +201,7 @@ impl Kernel for SwiGlu<'_> {
     }
 }
 
-/// `ln Σ exp(x)`, summed in f64 over pieces of f32; NaN when a value is.
+/// `ln Σ exp(x)`, summed in f64 over pieces of f32; NaN when a value is NaN or infinite.
 pub fn log_sum_exp(x: &[f32]) -> f64 {
     // SAFETY: the kernel points to the slice only.
     unsafe { simd::run(LogSumExp(x)) }

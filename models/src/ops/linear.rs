@@ -123,7 +123,7 @@ pub(crate) fn linear<T: Format>(sizes: Sizes, x: &[T::X], w: &[T::W], y: &mut [f
     assert_eq!(x.len(), rows * width, "rows of X");
     assert_eq!(w.len(), out * width, "rows of W");
     assert_eq!(y.len(), rows * out, "rows of Y");
-    if rows == 0 || out == 0 {
+    if rows == 0 || out == 0 || width == 0 {
         return;
     }
     let row_blocks = rows.div_ceil(BLOCK_M);

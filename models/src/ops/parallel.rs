@@ -2,7 +2,7 @@
 //!
 //! A decoded token is some two hundred operations of a few microseconds each. Waking a sleeping thread costs more than
 //! such an operation, so the threads here watch for the next one for a moment before they sleep. There are as many as
-//! rayon's global pool has, the caller among them. One operation is shared at a time: whoever comes while another is
+//! the rayon pool has that the first operation is called from, usually the global one, the caller among them. One operation is shared at a time: whoever comes while another is
 //! under way does its own work alone.
 
 use std::cell::UnsafeCell;

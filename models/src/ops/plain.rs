@@ -8,7 +8,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
 use super::BlockTensors;
 use super::blocks::{BLOCK, BlockFormat, PANEL};
-use super::quantized::MOST;
+use super::quantized::{MOST, SMALLEST};
 
 /// See [`super::linear`].
 pub(super) fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
@@ -35,8 +35,9 @@ pub(super) fn block_linear(x: Tensor<2>, weight: BlockTensors) -> Tensor<2> {
     }
     .reshape([rows, filled / BLOCK, BLOCK]);
     let largest = blocks.clone().abs().max_dim(2);
-    let inverse = (largest.clone().clamp_min(f32::MIN_POSITIVE)).recip() * MOST;
-    let rounded = (blocks * inverse).round() * (largest / MOST);
+    let small = largest.clone().lower_elem(SMALLEST);
+    let scale = (largest / MOST).mask_fill(small, 1.0);
+    let rounded = (blocks / scale.clone()).round() * scale;
     let rounded = rounded.reshape([rows, filled]).narrow(1, 0, input);
     rounded.matmul(dequantize(weight).transpose())
 }

@@ -51,9 +51,16 @@ pub fn profile<R>(work: impl FnOnce() -> R) -> (R, Vec<(Op, f64)>) {
     NANOSECONDS
         .iter()
         .for_each(|n| n.store(0, Ordering::Relaxed));
+    struct Stop;
+    impl Drop for Stop {
+        fn drop(&mut self) {
+            TAKING.store(false, Ordering::Relaxed);
+        }
+    }
     TAKING.store(true, Ordering::Relaxed);
+    let stop = Stop;
     let result = work();
-    TAKING.store(false, Ordering::Relaxed);
+    drop(stop);
     let seconds = |op: Op| NANOSECONDS[op as usize].load(Ordering::Relaxed) as f64 / 1e9;
     (
         result,

@@ -21,6 +21,9 @@ const AHEAD: usize = 2048;
 /// The largest code: 127 high bytes, so that rounding the low byte up never overflows.
 pub(super) const MOST: f32 = 127.0 * 256.0;
 
+/// A block whose largest value is below this is taken for zeros: its scale would not be a normal number.
+pub(super) const SMALLEST: f32 = 1e-30;
+
 /// Rows rounded to 16 bits, block by block.
 struct Rounded {
     /// `[rows, blocks, 2, 32]`: a value is 256 times its first byte plus its second.
@@ -154,8 +157,12 @@ impl Kernel for Round<'_> {
                         S::max(second, S::sub(zeros, second)),
                     );
                     let largest = S::largest(size);
-                    let scale = largest / MOST;
-                    let inverse = S::splat(if largest > 0.0 { MOST / largest } else { 0.0 });
+                    // What is not a number, or too large, stays so: only what is truly small is taken for zero.
+                    let (scale, inverse) = match largest < SMALLEST {
+                        true => (0.0, 0.0),
+                        false => (largest / MOST, MOST / largest),
+                    };
+                    let inverse = S::splat(inverse);
                     let first = S::round(S::mul(first, inverse));
                     let second = S::round(S::mul(second, inverse));
                     let codes = self.codes.add(at * 2 * BLOCK);
@@ -172,7 +179,11 @@ impl Kernel for Round<'_> {
                     // Sums of whole numbers this small are exact.
                     let sum = S::sum(S::add(first, second));
                     // Nothing that overflowed may look like a number further on; the sum is no number if a value is none.
-                    *self.scales.add(at) = if sum.is_finite() { scale } else { f32::NAN };
+                    let (scale, sum) = match sum.is_finite() {
+                        true => (scale, sum),
+                        false => (f32::NAN, 0.0),
+                    };
+                    *self.scales.add(at) = scale;
                     *self.starts.add(at) = -(self.zero * sum as i32);
                     *self.sums.add(at) = scale * sum;
                 }

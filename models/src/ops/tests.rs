@@ -146,6 +146,48 @@ fn log_sum_exp_does_not_overflow_and_does_not_hide() {
 }
 
 #[test]
+fn tiny_values_and_zeros_stay_small() {
+    let device = Device::flex();
+    for value in [0.0, 1e-44, 1e-36, 1e-31, 1e-29] {
+        let x = Tensor::<2>::full([2, 64], value, &device);
+        for format in [BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min] {
+            let blocks = Blocks::quantize(&vec![0.3; 20 * 64], 20, 64, format);
+            let weight = BlockLinear::new(blocks, None, &device).tensors();
+            let y = values(block_linear(x.clone(), weight.clone()));
+            assert!(
+                y.iter().all(|y| y.abs() <= 64.0 * value),
+                "{value} {format:?}"
+            );
+            close(
+                block_linear(x.clone(), weight.clone()),
+                plain::block_linear(x.clone(), weight),
+                1e-5,
+            );
+        }
+    }
+    let nothing = linear(
+        Tensor::zeros([2, 0], &device),
+        Tensor::zeros([0, 5], &device),
+    );
+    assert_eq!(values(nothing), [0.0; 10]);
+}
+
+#[test]
+fn a_key_that_is_no_number_is_not_lost() {
+    let device = Device::flex();
+    for keys in [2, 64, 257] {
+        let q = random([1, 1, 1, 16]);
+        let bad = Tensor::<4>::full([1, 1, 1, 16], f32::NAN, &device);
+        let k = Tensor::cat(
+            vec![random([1, 1, keys, 16]).narrow(2, 0, keys - 1), bad],
+            2,
+        );
+        let y = values(attention(q, k, random([1, 1, keys, 16]), keys, None));
+        assert!(y.iter().all(|v| v.is_nan()), "{keys}");
+    }
+}
+
+#[test]
 fn what_is_not_finite_stays_so() {
     let device = Device::flex();
     for bad in [f32::NAN, f32::INFINITY] {

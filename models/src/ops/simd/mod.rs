@@ -1,8 +1,9 @@
 //! Vectors of sixteen, the same on every CPU.
 //!
 //! A kernel is written once over [`Simd`]: 16 lanes of f32 (or i32), whatever the registers are. Each instruction set
-//! does the same operations on the same lanes in the same order, so a kernel gives the same bits on all of them; the
-//! scalar twin is the meaning of the others, and a test holds them equal.
+//! does the same operations on the same lanes in the same order, so a kernel gives the same bits on all of them (but that
+//! the BF16 instructions take subnormal numbers for zero); the scalar twin is the meaning of the others, and a test holds
+//! them equal.
 //!
 //! The level is chosen once, at run time. AVX-512 here means what its BF16 and VNNI instructions need too (Zen 4,
 //! Sapphire Rapids and later); other x86 CPUs with FMA use AVX2. Elsewhere the scalar twin's fixed arrays are left to
