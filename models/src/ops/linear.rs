@@ -42,66 +42,35 @@ pub(crate) struct F16;
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16;
 
-// SAFETY of the blocks in the three impls: pointers and CPU are the caller's to vouch for.
-impl Format for F32 {
-    type X = f32;
-    type W = f32;
-    type XVector<S: Simd> = S::F;
-    type WVector<S: Simd> = S::F;
-    const STEP: usize = 16;
-    #[inline(always)]
-    unsafe fn load_x<S: Simd>(from: *const f32) -> S::F {
-        unsafe { S::load(from) }
-    }
-    #[inline(always)]
-    unsafe fn load_w<S: Simd>(from: *const f32) -> S::F {
-        unsafe { S::load(from) }
-    }
-    #[inline(always)]
-    unsafe fn step<S: Simd>(acc: S::F, x: S::F, w: S::F) -> S::F {
-        unsafe { S::fma(x, w, acc) }
-    }
+/// A format from its element types, vectors and instructions.
+macro_rules! row_format {
+    ($name:ident: $x:ty as $xv:ident by $load_x:ident, $w:ty as $wv:ident by $load_w:ident, $step:literal, |$acc:ident, $a:ident, $b:ident| $do:expr) => {
+        // SAFETY of the blocks: pointers and CPU are the caller's to vouch for.
+        impl Format for $name {
+            type X = $x;
+            type W = $w;
+            type XVector<S: Simd> = S::$xv;
+            type WVector<S: Simd> = S::$wv;
+            const STEP: usize = $step;
+            #[inline(always)]
+            unsafe fn load_x<S: Simd>(from: *const $x) -> S::$xv {
+                unsafe { S::$load_x(from) }
+            }
+            #[inline(always)]
+            unsafe fn load_w<S: Simd>(from: *const $w) -> S::$wv {
+                unsafe { S::$load_w(from) }
+            }
+            #[inline(always)]
+            unsafe fn step<S: Simd>($acc: S::F, $a: S::$xv, $b: S::$wv) -> S::F {
+                unsafe { $do }
+            }
+        }
+    };
 }
 
-impl Format for F16 {
-    type X = f32;
-    type W = u16;
-    type XVector<S: Simd> = S::F;
-    type WVector<S: Simd> = S::F;
-    const STEP: usize = 16;
-    #[inline(always)]
-    unsafe fn load_x<S: Simd>(from: *const f32) -> S::F {
-        unsafe { S::load(from) }
-    }
-    #[inline(always)]
-    unsafe fn load_w<S: Simd>(from: *const u16) -> S::F {
-        unsafe { S::load_f16(from) }
-    }
-    #[inline(always)]
-    unsafe fn step<S: Simd>(acc: S::F, x: S::F, w: S::F) -> S::F {
-        unsafe { S::fma(x, w, acc) }
-    }
-}
-
-impl Format for Bf16 {
-    type X = u16;
-    type W = u16;
-    type XVector<S: Simd> = S::B;
-    type WVector<S: Simd> = S::B;
-    const STEP: usize = 32;
-    #[inline(always)]
-    unsafe fn load_x<S: Simd>(from: *const u16) -> S::B {
-        unsafe { S::load_bf16(from) }
-    }
-    #[inline(always)]
-    unsafe fn load_w<S: Simd>(from: *const u16) -> S::B {
-        unsafe { S::load_bf16(from) }
-    }
-    #[inline(always)]
-    unsafe fn step<S: Simd>(acc: S::F, x: S::B, w: S::B) -> S::F {
-        unsafe { S::dot_bf16(acc, x, w) }
-    }
-}
+row_format!(F32: f32 as F by load, f32 as F by load, 16, |acc, x, w| S::fma(x, w, acc));
+row_format!(F16: f32 as F by load, u16 as F by load_f16, 16, |acc, x, w| S::fma(x, w, acc));
+row_format!(Bf16: u16 as B by load_bf16, u16 as B by load_bf16, 32, |acc, x, w| S::dot_bf16(acc, x, w));
 
 /// The sizes of one product.
 #[derive(Clone, Copy, Debug)]
