@@ -92,11 +92,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         attention: (checkpoint.config().layers
             * checkpoint.config().heads
             * checkpoint.config().head_dim) as u64,
-        cache: (2
-            * checkpoint.config().layers
-            * checkpoint.config().kv_heads
-            * checkpoint.config().head_dim
-            * 4) as u64,
+        cache: checkpoint.config().kv_bytes_per_token(),
     };
     let start = Instant::now();
     let decoder = checkpoint.load(precision, &context.device, &context.printer)?;

@@ -23,9 +23,6 @@ pub struct Args {
     weights: Weights,
 }
 
-/// Bytes of one scalar of the KV cache.
-const CACHE_SCALAR: u64 = 4;
-
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let checkpoint = context.open(&args.model)?;
     let config = checkpoint.config();
@@ -37,7 +34,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let memory = checkpoint.memory_bytes(precision);
     let memory_label = format!("bytes in memory ({precision})");
     let on_disk: u64 = checkpoint.tensors().iter().map(|(_, i)| i.bytes).sum();
-    let kv = (2 * config.layers * config.kv_heads * config.head_dim) as u64 * CACHE_SCALAR;
+    let kv = config.kv_bytes_per_token();
     let value = json!({
         "path": checkpoint.path(),
         "format": checkpoint.format().name(),

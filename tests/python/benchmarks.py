@@ -3,7 +3,7 @@
     cargo build --release
     pip install torch transformers numpy gguf
     pip install --no-binary llama-cpp-python llama-cpp-python
-    python tests/python/benchmarks.py target/release/cinder --work /tmp/bench --rounds 3 > BENCHMARKS.md
+    python tests/python/benchmarks.py target/release/cinder --rounds 3 > BENCHMARKS.md
 
 All load the same model: the fetched SmolLM2, exported by Cinder for PyTorch and converted by llama.cpp for itself. Rounds
 alternate between the programs, so that whatever else the machine does falls on all of them; figures are medians over
@@ -17,6 +17,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # llama.cpp's name for the precision of Cinder's that has the same bits and blocks.
@@ -124,7 +125,7 @@ def main():
     args = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     args.add_argument("program")
     args.add_argument("--model", default="smollm2")
-    args.add_argument("--work", default="/tmp/cinder-bench")
+    args.add_argument("--work", default=os.path.join(tempfile.gettempdir(), "cinder-bench"))
     args.add_argument("--rounds", type=int, default=3)
     args.add_argument("--threads", type=int, default=2)
     args = args.parse_args()

@@ -73,10 +73,7 @@ impl<'a> Loader<'a> {
         let norm = self.norm(NORM, hidden)?;
         let lm_head = match config.tied_embeddings {
             true => None,
-            false => Some(match self.matrix(HEAD, vocab, hidden, precision, None)? {
-                Matrix::Float(linear) => Projection::Dense(linear),
-                Matrix::Blocks(blocks) => Projection::Quantized(blocks),
-            }),
+            false => Some(self.matrix(HEAD, vocab, hidden, precision, None)?.into()),
         };
         Ok(Frame {
             embedding,
@@ -148,12 +145,8 @@ impl<'a> Loader<'a> {
         let Some(rank) = info.rank else {
             let bias = bias(&prefix)?;
             let name = format!("{prefix}.weight");
-            return Ok(
-                match self.matrix(&name, info.out, info.input, self.precision, bias)? {
-                    Matrix::Float(linear) => Projection::Dense(linear),
-                    Matrix::Blocks(blocks) => Projection::Quantized(blocks),
-                },
-            );
+            let matrix = self.matrix(&name, info.out, info.input, self.precision, bias)?;
+            return Ok(matrix.into());
         };
         let expansion = format!("{prefix}.expansion");
         let bias = bias(&expansion)?;

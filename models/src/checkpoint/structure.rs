@@ -49,6 +49,11 @@ impl ModelConfig {
         }
     }
 
+    /// Bytes of the KV cache for one token: keys and values of every layer, in f32.
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        (2 * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()) as u64
+    }
+
     /// Whether a projection has a bias.
     pub fn projection_bias(&self, projection: &str) -> bool {
         match projection {

@@ -56,7 +56,7 @@ fn packed(x: FlexTensor) -> FlexTensor {
     }
 }
 
-/// The values of a packed tensor.
+/// The values of a tensor without gaps, in the order they lie: [`packed`], or a weight that [`lies_by_output`].
 fn values<E: burn::tensor::Element + bytemuck::Pod>(x: &FlexTensor) -> &[E] {
     let start = x.layout().start_offset();
     &x.storage::<E>()[start..start + x.layout().num_elements()]
@@ -88,12 +88,6 @@ fn lies_by_output(weight: &FlexTensor) -> bool {
     strides[0] == 1 && strides[1] == input
 }
 
-/// The values of a weight that [`lies_by_output`].
-fn columns<E: burn::tensor::Element + bytemuck::Pod>(weight: &FlexTensor) -> &[E] {
-    let start = weight.layout().start_offset();
-    &weight.storage::<E>()[start..start + weight.layout().num_elements()]
-}
-
 impl DecoderOps for Flex {
     fn linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
         let (x, weight) = (packed(x), Self::by_output(weight));
@@ -105,13 +99,13 @@ impl DecoderOps for Flex {
         let mut y = vec![0.0; sizes.rows * sizes.out];
         let rows = values::<f32>(&x);
         match weight.dtype() {
-            DType::F32 => linear::linear::<F32>(sizes, rows, columns::<f32>(&weight), &mut y),
+            DType::F32 => linear::linear::<F32>(sizes, rows, values::<f32>(&weight), &mut y),
             DType::F16 => {
-                let w = bytemuck::cast_slice(columns::<f16>(&weight));
+                let w = bytemuck::cast_slice(values::<f16>(&weight));
                 linear::linear::<F16>(sizes, rows, w, &mut y);
             }
             DType::BF16 => {
-                let w = bytemuck::cast_slice(columns::<bf16>(&weight));
+                let w = bytemuck::cast_slice(values::<bf16>(&weight));
                 linear::linear::<Bf16>(sizes, &elementwise::to_bf16(rows), w, &mut y);
             }
             other => panic!("a weight of {other:?}: f32, f16 and bf16 are multiplied"),

@@ -39,12 +39,15 @@ pub use profile::{Op, profile};
 use flex::DecoderOps;
 use profile::timed;
 
+/// Whether a tensor is on the plain CPU backend.
+fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    let device = x.device();
+    !device.is_autodiff() && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
 /// Whether a tensor is one that our kernels take: f32 on the plain CPU backend.
 fn ours<const D: usize>(x: &Tensor<D>) -> bool {
-    let device = x.device();
-    x.dtype() == DType::F32
-        && !device.is_autodiff()
-        && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+    x.dtype() == DType::F32 && on_cpu(x)
 }
 
 /// `x W`: `x` `[rows, in]` in f32 by `weight` `[in, out]` in f32, f16 or bf16, summed in f32.
@@ -67,9 +70,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 /// The same `[in, out]` weight with each output's weights together in memory, which is how [`linear`] reads it
 /// fastest. A weight that already lies so is returned as it is.
 pub fn by_output(weight: Tensor<2>) -> Tensor<2> {
-    if matches!(weight.device().as_dispatch(), DispatchDevice::Flex(_))
-        && !weight.device().is_autodiff()
-    {
+    if on_cpu(&weight) {
         return Tensor::from_dispatch(Dispatch::by_output(weight.into_dispatch()));
     }
     weight

@@ -92,6 +92,15 @@ impl Projection {
     }
 }
 
+impl From<Matrix> for Projection {
+    fn from(matrix: Matrix) -> Self {
+        match matrix {
+            Matrix::Float(linear) => Projection::Dense(linear),
+            Matrix::Blocks(blocks) => Projection::Quantized(blocks),
+        }
+    }
+}
+
 impl From<Linear> for Projection {
     fn from(linear: Linear) -> Self {
         Projection::Dense(linear)
