@@ -268,8 +268,8 @@ fn untouched(planned: &PlannedProjection) -> SiteRecord {
         rank: None,
         keep_ratio: 1.0,
         error: 0.0,
-        condition: None,
-        fallback: None,
+        scalars: planned.matrix().dense(),
+        ..SiteRecord::default()
     }
 }
 
@@ -283,6 +283,7 @@ fn record(
     SiteRecord {
         kind: "low-rank".into(),
         rank: planned.rank,
+        scalars: planned.scalars(),
         keep_ratio: planned.scalars() as f64 / dense,
         error,
         condition: Some(whitening.condition),

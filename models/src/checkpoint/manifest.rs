@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// File name of the manifest.
 pub const MANIFEST_FILE: &str = "cinder.json";
 /// The layout this version writes; older ones stay readable.
-pub const MANIFEST_SCHEMA: u32 = 1;
+pub const MANIFEST_SCHEMA: u32 = 2;
 
 /// The record of how a compressed model came to be, and of every byte in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -72,21 +72,34 @@ pub struct CalibrationRecord {
 }
 
 /// What a pass did to one projection.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SiteRecord {
     pub layer: usize,
     pub site: String,
     pub projection: String,
+    /// `dense`, `low-rank`, `identity-block`, `shared-basis`, `shared-identity-block` or `pruned`.
     pub kind: String,
-    /// `[out, in]`.
+    /// `[out, in]` of the dense map.
     pub shape: [usize; 2],
     pub rank: Option<usize>,
+    /// Feed-forward neurons kept, where some were removed.
+    #[serde(default)]
+    pub neurons: Option<usize>,
+    /// Stored scalars; a shared basis is counted with the first projection of its site.
+    #[serde(default)]
+    pub scalars: u64,
     /// Stored scalars after / before.
     pub keep_ratio: f64,
-    /// Relative error of the output on the calibration inputs, `‖(W - BA)X‖_F / ‖W X‖_F`.
+    /// Relative error of the output on the calibration inputs, `‖(W - Ŵ)X‖_F / ‖W X‖_F`.
     pub error: f64,
+    /// What the allocator expects this projection's change to add to the loss, in nats a token.
+    #[serde(default)]
+    pub predicted_loss: Option<f64>,
     /// Lower bound on the condition number of the damped input Gram; none when it was not needed.
     pub condition: Option<f64>,
+    /// Largest entry of an identity block's A', each scaled by the sizes of the inputs it adds and adds to.
+    #[serde(default)]
+    pub growth: Option<f64>,
     /// What had to be done differently for numerical reasons, if anything.
     pub fallback: Option<String>,
 }
