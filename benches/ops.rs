@@ -13,7 +13,7 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use cinder::models::ops::{self, BlockFormat};
-use cinder::models::projection::{BlockLinear, Projection};
+use cinder::models::projection::{BlockLinear, LowRank, Projection};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const HIDDEN: usize = 576;
@@ -67,6 +67,40 @@ fn linear(c: &mut Criterion) {
                         b.iter(|| black_box(blocks.forward(x.clone())));
                     },
                 );
+            }
+        }
+    }
+}
+
+/// Rank of the factors at a keep ratio of 0.6 or so; like most ranks it is no multiple of a vector.
+const RANK: usize = 230;
+
+/// A projection in its compressed forms beside the dense one. Throughput is that of the multiplications each form has, so
+/// that a form is as good as the dense one when it reaches the same.
+fn factors(c: &mut Criterion) {
+    for (name, input, out) in [("q", HIDDEN, HIDDEN), ("up", HIDDEN, NEURONS)] {
+        let mut group = c.benchmark_group(format!("factors {name} {input}x{RANK}x{out}"));
+        let dense = Projection::from(Linear {
+            weight: Param::from_tensor(random([out, input]).transpose()),
+            bias: None,
+        });
+        let low_rank = LowRank::new(random([input, RANK]), random([RANK, out]), None);
+        let pivots: Vec<usize> = (0..RANK).map(|i| i * input / RANK).collect();
+        let weight = random([input - RANK, RANK]);
+        let expansion = random([RANK, out]);
+        let identity = LowRank::with_identity(&pivots, input, weight, expansion, None);
+        for rows in ROWS {
+            let x = random([rows, input]);
+            for projection in [
+                &dense,
+                &Projection::LowRank(low_rank.clone()),
+                &Projection::LowRank(identity.clone()),
+            ] {
+                group.throughput(Throughput::Elements(2 * rows as u64 * projection.scalars()));
+                let id = BenchmarkId::new(projection.kind(), rows);
+                group.bench_with_input(id, &x, |b, x| {
+                    b.iter(|| black_box(projection.forward(x.clone())));
+                });
             }
         }
     }
@@ -147,5 +181,5 @@ fn settings() -> Criterion {
         .measurement_time(Duration::from_millis(800))
 }
 
-criterion_group! { name = decoder; config = settings(); targets = linear, attend, elementwise }
+criterion_group! { name = decoder; config = settings(); targets = linear, factors, attend, elementwise }
 criterion_main!(decoder);

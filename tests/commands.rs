@@ -80,7 +80,8 @@ impl Bench {
         let escape = |path: &Path| arg(path).replace('.', r"\.");
         settings.add_filter(&escape(self.folder.path()), "[folder]");
         settings.add_filter(&escape(&goldens("")), "[goldens]/");
-        settings.add_filter(r"in \d+ s,", "in [N] s,");
+        settings.add_filter(r"in \d+ s \([^)]*\),", "in [N] s ([stages]),");
+        settings.add_filter(r"time: about .* on this", "time: about [N] on this");
         settings.add_filter(r"[\d.]+ tokens/s", "[N] tokens/s");
         // The last digits depend on the processor's kernels; reference.rs checks values.
         settings.add_filter(r"perplexity [\d.]+ ± [\d.]+", "perplexity [N] ± [N]");
@@ -139,7 +140,7 @@ fn help_of_every_verb() {
     bench.snapshot("help", &cinder(&["--help"]));
     for verb in [
         "fetch", "inspect", "tokenize", "logits", "compress", "generate", "bench", "export",
-        "verify", "report", "demo",
+        "verify", "report", "demo", "sweep",
     ] {
         bench.snapshot(&format!("help-{verb}"), &cinder(&[verb, "--help"]));
     }
@@ -344,5 +345,37 @@ fn bench_measures_speed_and_memory() {
         table.stdout.contains("of the machine") && table.stdout.contains("GB/s"),
         "{}",
         table.stdout
+    );
+}
+
+/// A model can be calibrated on what it writes; the seed alone decides what that is.
+#[test]
+fn calibration_on_the_models_own_text() {
+    let bench = Bench::new();
+    let calibration = |out: &str, seed: &str, threads: &str| {
+        let (recipe, out) = (bench.path("recipe.toml"), bench.path(out));
+        let mut arguments = vec!["compress", &bench.model, "--recipe", &recipe, "--out", &out];
+        arguments.extend(["--calibration", "self", "--quiet"]);
+        arguments.extend(["--seed", seed, "--threads", threads]);
+        let run = cinder(&arguments);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let manifest = std::fs::read(format!("{out}/cinder.json")).expect("reads");
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("is JSON");
+        manifest["calibration"].clone()
+    };
+    let first = calibration("a", "0", "2");
+    assert_eq!(
+        (&first["corpus"], &first["draw"]),
+        (&"self".into(), &"documents".into())
+    );
+    let whole = |i: usize| serde_json::json!([{"document": i, "start": 0, "tokens": 32}]);
+    assert_eq!(
+        first["windows_from"],
+        (0..8).map(whole).collect::<serde_json::Value>()
+    );
+    assert_eq!(calibration("b", "0", "1"), first);
+    assert_ne!(
+        calibration("c", "5", "2")["tokens_sha256"],
+        first["tokens_sha256"]
     );
 }

@@ -24,7 +24,7 @@ fn the_demo_leaves_models_results_and_a_report() {
         "report/perplexity-vs-keep-ratio.svg",
         "report/perplexity-vs-keep-ratio.png",
         "report/perplexity-vs-keep-ratio.csv",
-        "models/low-rank-0.9/cinder.json",
+        "models/frontier-0.9/cinder.json",
     ] {
         assert!(out.join(file).is_file(), "{file}");
     }
@@ -35,13 +35,13 @@ fn the_demo_leaves_models_results_and_a_report() {
         let text = std::fs::read(out.join("results").join(name)).expect("reads");
         serde_json::from_slice(&text).expect("JSON")
     };
-    let (dense, small) = (result("smollm2.json"), result("low-rank-0.9.json"));
+    let (dense, small) = (result("smollm2.json"), result("frontier-0.9.json"));
     let value = |r: &Value| r["perplexity"].as_f64().expect("number");
-    assert!(value(&dense) < value(&small) && value(&small) < 4.0 * value(&dense));
+    assert!(value(&dense) < value(&small) && value(&small) < 1.5 * value(&dense));
     assert!(small["model"]["keep_ratio"].as_f64().expect("number") <= 0.9);
     assert!(!Path::new(&format!("{}.partial", arg(&out))).exists());
 
-    let model = out.join("models/low-rank-0.9");
+    let model = out.join("models/frontier-0.9");
     let verified = cinder(&["verify", arg(&model), "--json", "--quiet"]).json();
     assert_eq!(verified["ok"], true);
 }

@@ -140,13 +140,16 @@ fn the_compressed_model_equals_its_dense_export() {
     smollm2();
     let folder = tempfile::tempdir().expect("temp");
     let recipe = folder.path().join("recipe.toml");
-    // The shipped recipe with less calibration: this is about equality, not quality.
+    // The shipped recipe with less calibration: this is about equality more than quality.
     let shipped = std::fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/recipes/low-rank.toml"
+        "/recipes/frontier.toml"
     ))
     .expect("reads");
-    std::fs::write(&recipe, shipped.replace("windows = 64", "windows = 10")).expect("writes");
+    let less = shipped
+        .replace("windows = 64", "windows = 12")
+        .replace("windows = 24", "windows = 6");
+    std::fs::write(&recipe, less).expect("writes");
     let (small, dense) = (folder.path().join("small"), folder.path().join("dense"));
     let compressed = cinder(&[
         "compress",
@@ -206,7 +209,12 @@ fn the_compressed_model_equals_its_dense_export() {
         (factored / multiplied - 1.0).abs() < 1e-4,
         "{factored} {multiplied}"
     );
-    assert!(factored > 25.0 && factored < 300.0, "{factored}");
+    // A uniform low-rank model of this size costs a factor of two (reference/frontier.json).
+    let whole = perplexity("smollm2");
+    assert!(
+        factored > whole && factored < 1.25 * whole,
+        "{factored} {whole}"
+    );
 }
 
 /// Perplexity at narrower precisions, over that in f32: 8 bits within 0.5 %, 16 bits within 0.1 %, 4 bits as measured.

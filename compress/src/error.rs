@@ -46,6 +46,22 @@ pub enum Error {
         kind: String,
     },
 
+    /// A pass found nothing of the kind it takes.
+    #[error("`{}` has no low-rank projection with a plain basis", path.display())]
+    NotLowRank { path: PathBuf },
+
+    /// Files of an interrupted run are damaged.
+    #[error("`{}` is damaged: {why}", path.display())]
+    Work { path: PathBuf, why: String },
+
+    /// What a run left behind was made from something else.
+    #[error("what is in `{}` was made with {changes}", path.display())]
+    Drift { path: PathBuf, changes: String },
+
+    /// There is nothing to go on with.
+    #[error("there is no interrupted run for `{}`", path.display())]
+    NothingToResume { path: PathBuf },
+
     /// The linear algebra did not come to a result.
     #[error("layer {layer}, {site}: {why}")]
     Numerical {
@@ -66,9 +82,19 @@ impl Hint for Error {
                 "start from the dense model; `cinder export --dense` multiplies factors out".into(),
             ),
             Error::Numerical { .. } => {
-                Some("raise `ridge` in the recipe, or calibrate on more tokens".into())
+                Some("raise the ridges in the recipe, or calibrate on more tokens".into())
             }
-            Error::Recipe { .. } => Some("`recipes/low-rank.toml` is one to start from".into()),
+            Error::Recipe { .. } => Some(
+                "`recipes/frontier.toml` is one to start from; `cinder compress --print-schema` describes them all".into(),
+            ),
+            Error::NotLowRank { .. } => {
+                Some("`identity_block` takes models that `low_rank` made, or their like".into())
+            }
+            Error::Work { .. } => Some("start over without `--resume`".into()),
+            Error::Drift { .. } => Some(
+                "go on with what it was begun with, or start over without `--resume` (or with another `--work`)".into(),
+            ),
+            Error::NothingToResume { .. } => Some("run without `--resume`".into()),
             Error::Io(_) | Error::Setting { .. } => None,
         }
     }

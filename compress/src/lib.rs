@@ -7,6 +7,7 @@ pub mod allocation;
 pub mod calibration;
 mod error;
 pub mod linalg;
+pub mod linear;
 pub mod passes;
 pub mod pipeline;
 pub mod recipe;

@@ -3,54 +3,79 @@
 use std::path::Path;
 
 use cinder_models::checkpoint::StoredDtype;
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::calibration::{Draw, GradientSettings};
 use crate::error::{Error, Result};
-use crate::passes::{Pass, REGISTRY};
+use crate::passes::{Needs, Pass, REGISTRY, check_sites};
 
 /// A recipe as it is written.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RecipeFile {
     name: String,
-    calibration: Calibration,
+    calibration: Option<Calibration>,
     #[serde(default)]
     output: Output,
     passes: Vec<toml::Table>,
 }
 
-/// Which tokens the statistics are collected on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// Which tokens the statistics are collected on, and how.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    /// `boolq:calibration` (from `cinder fetch eval-tasks`), or a text file.
+    /// `boolq:calibration` (from `cinder fetch eval-tasks`), a text file, or `self`: text that the model writes, which
+    /// needs memory for all of it.
     pub corpus: String,
     /// How many windows.
     pub windows: usize,
     /// Tokens in each.
     pub window: usize,
-    /// Decides which windows of the corpus are taken.
+    /// `documents` (default): each window from other documents; `text`: windows of the joined text, drawn; `even`: at
+    /// even distances. `self` has a document for each window.
+    #[serde(default)]
+    pub draw: Draw,
+    /// Decides which windows of the corpus are taken, what the model writes, and labels that are sampled.
     #[serde(default)]
     pub seed: u64,
-    /// Whether later blocks see the outputs of the compressed blocks before them, or of the dense ones.
+    /// What later blocks see of the compressed ones before them.
     #[serde(default)]
-    pub propagate: bool,
+    pub propagate: Propagate,
+    /// How gradient moments are collected, where a pass needs them.
+    #[serde(default)]
+    pub gradients: GradientSettings,
+}
+
+/// What a block is compressed for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Propagate {
+    /// The inputs of the dense model.
+    #[default]
+    None,
+    /// The inputs that the compressed blocks before it give.
+    Inputs,
+    /// Those, and within a block `o` and `down` are fitted to what the dense block would have put out on them.
+    Block,
 }
 
 /// How the result is stored.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
     /// `f32` (default), `f16` or `bf16`.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     pub dtype: StoredDtype,
 }
 
 /// A recipe whose passes are built and checked.
 pub struct Recipe {
     pub name: String,
-    pub calibration: Calibration,
+    /// None where no pass needs any text.
+    pub calibration: Option<Calibration>,
     pub output: Output,
     pub passes: Vec<Box<dyn Pass>>,
 }
@@ -86,17 +111,20 @@ impl Recipe {
         if file.passes.is_empty() {
             return Err(wrong("it has no `[[passes]]`".into()));
         }
-        if file.calibration.window < 2 || file.calibration.windows < 1 {
-            return Err(wrong(
-                "`calibration` needs windows of at least 2 tokens, and at least one".into(),
-            ));
-        }
-        let passes = file
+        let passes: Vec<Box<dyn Pass>> = file
             .passes
             .into_iter()
             .map(|table| build(table, keep))
             .collect::<std::result::Result<_, _>>()
             .map_err(wrong)?;
+        check_sites(&passes).map_err(|e| wrong(e.to_string()))?;
+        match &file.calibration {
+            Some(calibration) => calibration.check().map_err(wrong)?,
+            None if passes.iter().any(|p| p.needs() > Needs::Nothing) => {
+                return Err(wrong("its passes need a `[calibration]`".into()));
+            }
+            None => {}
+        }
         Ok(Recipe {
             name: file.name,
             calibration: file.calibration,
@@ -116,22 +144,103 @@ impl Recipe {
     }
 }
 
+impl Recipe {
+    /// What the passes have to know of the calibration text, together.
+    pub fn needs(&self) -> Needs {
+        let needs = self.passes.iter().map(|p| p.needs());
+        needs.max().unwrap_or(Needs::Nothing)
+    }
+
+    /// The JSON schema of a recipe file, generated from the settings of all passes.
+    pub fn schema() -> Value {
+        let mut generator = SchemaGenerator::default();
+        let passes: Vec<Value> = REGISTRY
+            .iter()
+            .map(|entry| {
+                let mut schema = json!((entry.schema)(&mut generator));
+                // A reference stands for the settings; the pass's name belongs beside them.
+                let name = schema["$ref"].as_str().and_then(|r| r.rsplit('/').next());
+                let settings = name.and_then(|n| generator.definitions().get(n)).cloned();
+                schema = settings.unwrap_or(schema);
+                schema["title"] = json!(entry.name);
+                schema["description"] = json!(entry.summary);
+                schema["properties"]["pass"] = json!({"const": entry.name});
+                let required = schema["required"].as_array().cloned().unwrap_or_default();
+                schema["required"] = std::iter::once(json!("pass")).chain(required).collect();
+                schema
+            })
+            .collect();
+        let calibration = generator.subschema_for::<Calibration>();
+        let output = generator.subschema_for::<Output>();
+        let mut definitions = json!(generator.definitions());
+        // Those of the passes are in place already.
+        if let Some(map) = definitions.as_object_mut() {
+            let own = |entry: &Value, name: &str| entry["title"] == *name;
+            map.retain(|name, schema| {
+                !(name.ends_with("Settings") && own(schema, name)) || name == "GradientSettings"
+            });
+        }
+        json!({
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "Cinder recipe",
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["name", "passes"],
+            "properties": {
+                "name": {"type": "string", "description": "Names the recipe in manifests and reports."},
+                "calibration": calibration,
+                "output": output,
+                "passes": {"type": "array", "minItems": 1, "items": {"oneOf": passes}},
+            },
+            "$defs": definitions,
+        })
+    }
+}
+
+impl Calibration {
+    fn check(&self) -> std::result::Result<(), String> {
+        let gradients = &self.gradients;
+        if self.window < 2 || self.windows < 1 {
+            return Err(
+                "`calibration` needs windows of at least 2 tokens, and at least one".into(),
+            );
+        }
+        if gradients.windows < 1 {
+            return Err("`calibration.gradients.windows` is 0; it must be at least 1".into());
+        }
+        if !(0.0..0.5).contains(&gradients.trim) {
+            return Err(format!(
+                "`calibration.gradients.trim` is {}; it must be at least 0 and below 0.5",
+                gradients.trim
+            ));
+        }
+        match gradients.clip {
+            Some([least, most]) if !(least >= 0.0 && most >= least && most.is_finite()) => {
+                Err(format!(
+                    "`calibration.gradients.clip` is [{least}, {most}]; it must be two numbers, the first not above the second"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 fn build(mut table: toml::Table, keep: Option<f64>) -> std::result::Result<Box<dyn Pass>, String> {
     let name = match table.remove("pass") {
         Some(toml::Value::String(name)) => name,
         _ => return Err("every `[[passes]]` needs `pass = \"name\"`".into()),
     };
-    let Some((_, _, build)) = REGISTRY.iter().find(|(known, _, _)| *known == name) else {
-        let known: Vec<_> = REGISTRY.iter().map(|(n, _, _)| *n).collect();
+    let Some(entry) = REGISTRY.iter().find(|entry| entry.name == name) else {
+        let known: Vec<_> = REGISTRY.iter().map(|entry| entry.name).collect();
         return Err(format!(
             "there is no pass `{name}`; the passes are: {}",
             known.join(", ")
         ));
     };
-    if let Some(keep) = keep {
+    if let Some(keep) = keep.filter(|_| entry.has_keep) {
         table.insert("keep".into(), toml::Value::Float(keep));
     }
-    build(table).map_err(|why| format!("pass `{name}`: {why}"))
+    (entry.build)(table).map_err(|why| format!("pass `{name}`: {why}"))
 }
 
 #[cfg(test)]
@@ -152,6 +261,7 @@ mod tests {
         assert_eq!(value["passes"][0]["keep"], 0.8);
         assert_eq!(value["passes"][0]["ridge"], 1e-6);
         assert_eq!(value["output"]["dtype"], "f32");
+        assert_eq!(value["calibration"]["draw"], "documents");
         assert_eq!(parse(GOOD, None).expect("valid")["passes"][0]["keep"], 0.5);
     }
 
@@ -162,11 +272,32 @@ mod tests {
             ("keep = 0.5", "kep = 0.5", "unknown field `kep`"),
             (
                 "low_rank",
-                "skipcat",
-                "there is no pass `skipcat`; the passes are: low_rank",
+                "skipdog",
+                "there is no pass `skipdog`; the passes are: frontier, skipcat, low_rank",
+            ),
+            (
+                "[calibration]\ncorpus = 'c'\nwindows = 2\nwindow = 8\n",
+                "",
+                "its passes need a `[calibration]`",
+            ),
+            (
+                "windows = 2",
+                "windows = 2\ngradients = { clip = [2.0, 1.0] }",
+                "`calibration.gradients.clip`",
+            ),
+            ("keep = 0.5", "keep = 0.5\nsites = ['q']", "a site is `q`"),
+            (
+                "keep = 0.5\n",
+                "keep = 0.5\n[[passes]]\npass = 'frontier'\nkeep = 0.5\n",
+                "factoring `qkv` twice",
             ),
             ("window = 8", "window = 1", "at least 2 tokens"),
             ("windows = 2", "windows = 'two'", "line 4:"),
+            (
+                "windows = 2",
+                "windows = 2\ndraw = 'odd'",
+                "expected one of `documents`, `text`, `even`",
+            ),
             ("windows = 2", "windows = 2\nwindoze = 3", "line 5:"),
             ("pass = 'low_rank'", "", "every `[[passes]]` needs"),
             (

@@ -48,9 +48,9 @@ pub enum Error {
         why: String,
     },
 
-    /// An Arrow file has no such column.
+    /// An Arrow or Parquet file has no such column.
     #[error("`{}` has no column {wanted}; it has {found}", path.display())]
-    ArrowColumn {
+    MissingColumn {
         path: PathBuf,
         wanted: String,
         found: String,
@@ -59,6 +59,18 @@ pub enum Error {
     /// An Arrow file is damaged, or its column holds no text.
     #[error("`{}`: {why}", path.display())]
     Arrow { path: PathBuf, why: String },
+
+    /// A Parquet file is damaged, or its column holds no text.
+    #[error("`{}`: {why}", path.display())]
+    Parquet { path: PathBuf, why: String },
+
+    /// A Parquet file is compressed in a way that this build can not undo.
+    #[error("`{}` is compressed by {codec}, which Cinder does not read", path.display())]
+    ParquetCodec {
+        path: PathBuf,
+        /// Such as `zstd`.
+        codec: String,
+    },
 }
 
 impl Hint for Error {
@@ -67,7 +79,7 @@ impl Hint for Error {
             Error::Model(error) => error.hint(),
             Error::MissingFile { hint, .. } => Some(hint.clone()),
             Error::NotUtf8 { .. } => Some(
-                "a corpus is UTF-8 text, `.jsonl` or `.arrow`; convert other encodings with `iconv`".into(),
+                "a corpus is UTF-8 text, `.jsonl`, `.arrow` or `.parquet`; convert other encodings with `iconv`".into(),
             ),
             Error::Jsonl { .. } => Some(
                 "each line is one JSON object with the text in `text`, or in `prefix` and `gold_completion`"
@@ -76,9 +88,17 @@ impl Hint for Error {
             Error::Arrow { .. } => Some(
                 "Cinder reads Arrow's stream format, uncompressed, as Hugging Face `datasets` writes it".into(),
             ),
+            Error::Parquet { .. } => Some(
+                "Cinder reads whole Parquet files with a column of strings, no row of it null".into(),
+            ),
+            Error::ParquetCodec { .. } => Some(
+                "write it again, not compressed or by snappy, gzip or lz4: in pandas \
+                 `df.to_parquet(path, compression=\"snappy\")`"
+                    .into(),
+            ),
             Error::TooShort { .. } => Some("give a longer text, or a smaller `--window`".into()),
             Error::NoSuchWindow { .. } => Some("leave `--windows` out to score all of them".into()),
-            Error::Io(_) | Error::EmptyCorpus { .. } | Error::ArrowColumn { .. } => None,
+            Error::Io(_) | Error::EmptyCorpus { .. } | Error::MissingColumn { .. } => None,
         }
     }
 }

@@ -4,21 +4,32 @@ use std::env;
 use std::error::Error;
 use std::path::PathBuf;
 
-use cinder_reports::{Options, write};
+use cinder_reports::{Options, Results, write};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(env::args_os().nth(1).ok_or("give the folder to write to")?);
-    let samples = [
-        ("simple", common::sample()),
-        ("crowded", common::crowded()),
-        ("without-dense", common::sample().split_off(1)),
-        ("dense-only", common::sample().drain(..1).collect()),
+    let layers = |count| Results {
+        compressions: vec![common::varied("low-rank", 0.7, count)],
+        ..Results::default()
+    };
+    let samples: [(&str, Results); 8] = [
+        ("simple", common::sample().into()),
+        ("crowded", common::crowded().into()),
+        ("without-dense", common::sample().split_off(1).into()),
+        (
+            "dense-only",
+            common::sample().drain(..1).collect::<Vec<_>>().into(),
+        ),
+        ("layers", common::with_compressions()),
+        ("sweep", common::sweep()),
+        ("one-layer", layers(1)),
+        ("eighty-layers", layers(80)),
     ];
-    for (name, evaluations) in samples {
-        let report = write(&evaluations, &folder.join(name), &Options::default())?;
+    for (name, results) in samples {
+        let report = write(&results, &folder.join(name), &Options::default())?;
         println!("{}", report.html.display());
     }
     Ok(())

@@ -1,5 +1,6 @@
-//! A chart's data as CSV, in full precision.
+//! The figures' data as CSV, in full precision.
 
+use crate::compression::{Cell, Compressed};
 use crate::group::{Group, Row};
 
 const HEADER: &str = "model,recipe,keep_ratio,perplexity,stderr,times_dense,times_dense_stderr,tokens_scored,\
@@ -39,6 +40,53 @@ fn line(row: &Row<'_>) -> String {
         quoted(&row.result.corpus.sha256),
         quoted(&row.result.tool_version),
         quoted(&row.file.display().to_string()),
+    ];
+    cells.join(",")
+}
+
+const SITES_HEADER: &str = "model,recipe,model_keep_ratio,model_seconds,layer,site,projection,kind,out,in,rank,neurons,\
+scalars,keep_ratio,kept_share,output_error,predicted_loss,condition,growth,fallback,seconds,record_file";
+
+/// One line a projection of every layer of every model. Empty where there is nothing to state.
+pub(crate) fn sites(models: &[Compressed<'_>]) -> String {
+    let mut text = format!("{SITES_HEADER}\n");
+    for model in models {
+        for cell in model.cells() {
+            text.push_str(&site(model, &cell));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn site(model: &Compressed<'_>, cell: &Cell<'_>) -> String {
+    fn optional(value: Option<impl ToString>) -> String {
+        value.map_or_else(String::new, |value| value.to_string())
+    }
+    let (all, record) = (&model.record, &cell.site.record);
+    let cells = [
+        quoted(&model.label),
+        quoted(all.recipe.as_deref().unwrap_or("")),
+        all.keep_ratio.to_string(),
+        optional(all.seconds),
+        record.layer.to_string(),
+        quoted(&record.site),
+        quoted(&record.projection),
+        quoted(&record.kind),
+        record.shape[0].to_string(),
+        record.shape[1].to_string(),
+        optional(record.rank),
+        optional(record.neurons),
+        optional(cell.scalars()),
+        record.keep_ratio.to_string(),
+        cell.kept.to_string(),
+        record.error.to_string(),
+        optional(record.predicted_loss),
+        optional(record.condition),
+        optional(record.growth),
+        quoted(record.fallback.as_deref().unwrap_or("")),
+        optional(cell.site.seconds),
+        quoted(&all.file.display().to_string()),
     ];
     cells.join(",")
 }

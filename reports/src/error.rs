@@ -34,6 +34,9 @@ pub enum ReportError {
         /// The layout this version reads.
         known: u32,
     },
+    /// A manifest that is damaged or of a newer version.
+    #[error(transparent)]
+    Manifest(#[from] cinder_models::Error),
     /// A number no chart can show.
     #[error("{}: {field} is {value}, which is not a finite number", file.display())]
     NotFinite {
@@ -76,6 +79,7 @@ impl cinder_models::Hint for ReportError {
             ReportError::NoResults | ReportError::EmptyDirectory(_) => {
                 Some("`cinder eval ppl MODEL --text FILE --out result.json` makes one".into())
             }
+            ReportError::Manifest(error) => error.hint(),
             _ => None,
         }
     }

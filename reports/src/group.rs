@@ -121,9 +121,6 @@ impl<'a> Protocol<'a> {
 
 /// Checks every evaluation and sorts them into comparable groups. The order of the input does not matter.
 pub(crate) fn group(evaluations: &[Evaluation]) -> Result<Vec<Group<'_>>, ReportError> {
-    if evaluations.is_empty() {
-        return Err(ReportError::NoResults);
-    }
     let mut by_protocol: BTreeMap<Protocol<'_>, Vec<Row<'_>>> = BTreeMap::new();
     let mut sorted: Vec<&Evaluation> = evaluations.iter().collect();
     sorted.sort_by(|a, b| a.file.cmp(&b.file));

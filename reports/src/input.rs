@@ -1,11 +1,14 @@
-//! Evaluation results in, from files and directories.
+//! Results in, from files and directories: evaluations, and the records of how models were compressed.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use cinder_eval::{EvalResult, SCHEMA};
+use cinder_models::checkpoint::MANIFEST_FILE;
 use fs_err as fs;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
+use crate::compression::Compression;
 use crate::error::ReportError;
 
 /// How deep below a given directory results are looked for: `sweep/point/result.json` and some room.
@@ -20,34 +23,57 @@ pub struct Evaluation {
     pub result: EvalResult,
 }
 
-/// Reads evaluation results. A file must be one; a directory is searched for `.json` files that look like one, in name
-/// order and without following links, so that the manifests and configurations of compressed models may lie beside them.
+/// Everything a report is made from.
+#[derive(Debug, Clone, Default)]
+pub struct Results {
+    /// Measured quality, one entry a result file.
+    pub evaluations: Vec<Evaluation>,
+    /// How models were compressed, one entry a manifest or compression result.
+    pub compressions: Vec<Compression>,
+}
+
+impl Results {
+    fn len(&self) -> usize {
+        self.evaluations.len() + self.compressions.len()
+    }
+}
+
+impl From<Vec<Evaluation>> for Results {
+    fn from(evaluations: Vec<Evaluation>) -> Self {
+        Self {
+            evaluations,
+            compressions: Vec::new(),
+        }
+    }
+}
+
+/// Reads evaluation results, manifests (`cinder.json`) and compression results (what `cinder compress --json` prints). A
+/// file must be one of them; a directory is searched for `.json` files that look like one, in name order and without
+/// following links, so that the configurations and tokenizers of models may lie beside them.
 ///
 /// # Errors
 /// [`ReportError::Json`] names file and line of what is not a result; [`ReportError::EmptyDirectory`] a directory
-/// without any; [`ReportError::Schema`] a result of another version.
-pub fn read(paths: &[PathBuf]) -> Result<Vec<Evaluation>, ReportError> {
-    let mut evaluations = Vec::new();
+/// without any; [`ReportError::Schema`] a result of another version; [`ReportError::Manifest`] a manifest that cannot be
+/// read.
+pub fn read(paths: &[PathBuf]) -> Result<Results, ReportError> {
+    let mut results = Results::default();
     for path in paths {
         if path.is_dir() {
-            let before = evaluations.len();
-            read_directory(path, MAX_DEPTH, &mut evaluations)?;
-            if evaluations.len() == before {
+            let before = results.len();
+            read_directory(path, MAX_DEPTH, &mut results)?;
+            if results.len() == before {
                 return Err(ReportError::EmptyDirectory(path.clone()));
             }
-        } else {
+        } else if !read_file(path, &mut results)? {
+            // Says what it lacks as an evaluation result.
             let text = fs::read_to_string(path)?;
-            evaluations.push(parse(path, &text)?);
+            results.evaluations.push(parse(path, &text)?);
         }
     }
-    Ok(evaluations)
+    Ok(results)
 }
 
-fn read_directory(
-    directory: &Path,
-    depth: usize,
-    into: &mut Vec<Evaluation>,
-) -> Result<(), ReportError> {
+fn read_directory(directory: &Path, depth: usize, into: &mut Results) -> Result<(), ReportError> {
     let mut entries = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
     entries.sort_by_key(|entry| entry.file_name());
     for entry in entries {
@@ -59,21 +85,40 @@ fn read_directory(
                 .extension()
                 .is_some_and(|extension| extension == "json")
         {
-            let text = fs::read_to_string(&path)?;
-            let value: Value =
-                serde_json::from_str(&text).map_err(|error| json_error(&path, &error))?;
-            if looks_like_a_result(&value) {
-                into.push(parse(&path, &text)?);
-            }
+            read_file(&path, into)?;
         }
     }
     Ok(())
 }
 
-fn looks_like_a_result(value: &Value) -> bool {
-    ["schema", "model", "corpus", "perplexity"]
-        .iter()
-        .all(|key| value.get(key).is_some())
+/// Reads a file that looks like something a report shows; false when it does not.
+fn read_file(path: &Path, into: &mut Results) -> Result<bool, ReportError> {
+    if path.file_name().is_some_and(|name| name == MANIFEST_FILE) {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let found = Compression::from_manifest(directory)?;
+        let any = found.is_some();
+        into.compressions.extend(found);
+        return Ok(any);
+    }
+    let text = fs::read_to_string(path)?;
+    // Only the keys: a tokenizer's file is large, and nothing of it is wanted.
+    let keys = match serde_json::from_str::<HashMap<String, IgnoredAny>>(&text) {
+        Ok(keys) => keys,
+        Err(error) if error.is_data() => return Ok(false),
+        Err(error) => return Err(json_error(path, &error)),
+    };
+    let has = |wanted: &[&str]| wanted.iter().all(|key| keys.contains_key(*key));
+    if has(&["schema", "model", "corpus", "perplexity"]) {
+        into.evaluations.push(parse(path, &text)?);
+        return Ok(true);
+    }
+    if has(&["keep_ratio", "sites", "seconds", "path"]) {
+        let compression = Compression::from_printed(path, &text);
+        into.compressions
+            .push(compression.map_err(|error| json_error(path, &error))?);
+        return Ok(true);
+    }
+    Ok(false)
 }
 
 fn parse(file: &Path, text: &str) -> Result<Evaluation, ReportError> {

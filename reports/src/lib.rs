@@ -1,12 +1,13 @@
 //! Trade-off reports: what a smaller model costs in quality, as charts, Markdown and one self-contained HTML page.
 //!
-//! Reads only the serialized [`EvalResult`](cinder_eval::EvalResult) files that an evaluation leaves behind, so every
-//! number in a report can be traced to the file, the command and the hashes it came from.
+//! Reads only the serialized [`EvalResult`](cinder_eval::EvalResult) files that an evaluation leaves behind, and the
+//! manifests and results of the compressions, so every number in a report can be traced to the file, the command and the
+//! hashes it came from.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), cinder_reports::ReportError> {
-//! let evaluations = cinder_reports::read(&["results".into()])?;
-//! let report = cinder_reports::write(&evaluations, "report".as_ref(), &cinder_reports::Options::default())?;
+//! let results = cinder_reports::read(&["results".into()])?;
+//! let report = cinder_reports::write(&results, "report".as_ref(), &cinder_reports::Options::default())?;
 //! println!("{}", report.html.display());
 //! # Ok(())
 //! # }
@@ -18,6 +19,7 @@
 
 mod chart;
 mod check;
+mod compression;
 mod csv;
 mod error;
 mod findings;
@@ -31,6 +33,7 @@ mod report;
 mod wording;
 
 pub use cinder_eval::SCHEMA;
+pub use compression::{CompressedSite, Compression};
 pub use error::ReportError;
-pub use input::{Evaluation, read};
+pub use input::{Evaluation, Results, read};
 pub use report::{Options, Report, write};

@@ -1,13 +1,20 @@
-//! The report for a pull request: one table a group and a link to its chart.
+//! The report for a pull request: one table a group and a link to its chart, and a short table a compressed model.
 
+use crate::compression::{Compressed, wording as say};
 use crate::findings::findings;
 use crate::group::{Group, Row};
 use crate::number;
-use crate::report::Figure;
+use crate::report::{Figure, LayerFigures};
 use crate::wording;
 
 /// The whole document; figures are linked by file name, relative to it.
-pub(crate) fn markdown(title: &str, groups: &[Group<'_>], figures: &[Figure]) -> String {
+pub(crate) fn markdown(
+    title: &str,
+    groups: &[Group<'_>],
+    figures: &[Figure],
+    models: &[Compressed<'_>],
+    layers: Option<&LayerFigures>,
+) -> String {
     let mut text = format!("# {}\n", escape(title));
     for (group, figure) in groups.iter().zip(figures) {
         text.push_str(&format!("\n## {}\n\n", escape(&wording::heading(group))));
@@ -33,6 +40,55 @@ pub(crate) fn markdown(title: &str, groups: &[Group<'_>], figures: &[Figure]) ->
             protocol.join(" ")
         ));
         text.push_str(&provenance(group));
+    }
+    if let Some(layers) = layers {
+        text.push_str(&compressions(layers, models));
+    }
+    text
+}
+
+/// Heat maps, then a table a model with a row a projection: the page and the data have every layer.
+fn compressions(layers: &LayerFigures, models: &[Compressed<'_>]) -> String {
+    let mut text = format!("\n## {}\n\n{}\n\n", say::HEADING, say::INTRODUCTION);
+    if let Some(left_out) = &layers.left_out {
+        text.push_str(&format!("{left_out}\n\n"));
+    }
+    for figure in &layers.figures {
+        text.push_str(&format!("![{}]({})\n\n", figure.title, figure.png));
+    }
+    text.push_str(&format!("Data: [{}]({}).\n", layers.csv, layers.csv));
+    for model in layers.shown.iter().filter_map(|&index| models.get(index)) {
+        let record = &model.record;
+        text.push_str(&format!(
+            "\n### {}\n\nKeeps {}. {}\n\n",
+            escape(&model.label),
+            wording::keep_ratio(record.keep_ratio),
+            escape(&say::summary(model))
+        ));
+        text.push_str(
+            "| projection | kinds (layers) | mean kept | rank | output error | fallbacks |\n\
+             |:--|:--|--:|--:|--:|--:|\n",
+        );
+        for each in model.summaries() {
+            text.push_str(&format!(
+                "| {} | {} | {} | {} | {} | {} |\n",
+                escape(each.projection),
+                escape(&say::counts(&each.kinds)),
+                wording::keep_ratio(each.kept),
+                say::ranks(each.rank),
+                say::errors(each.error),
+                each.fallbacks
+            ));
+        }
+        let files = std::iter::once(&record.file).chain(&model.also);
+        let files: Vec<String> = files
+            .map(|file| code(&file.display().to_string()))
+            .collect();
+        text.push_str(&format!(
+            "\nFrom {}; model {}.\n",
+            files.join(", "),
+            code(&record.path.display().to_string())
+        ));
     }
     text
 }

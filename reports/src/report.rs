@@ -4,17 +4,25 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::chart::{self, Place};
-use crate::csv::csv;
+use crate::chart::{self, Place, Quantity};
+use crate::compression::{self, Compressed};
+use crate::csv::{self, csv};
 use crate::error::ReportError;
 use crate::group;
 use crate::html;
-use crate::input::Evaluation;
+use crate::input::Results;
 use crate::markdown::markdown;
 use crate::output::Staged;
 
 /// Base name of a chart's files.
 const CHART: &str = "perplexity-vs-keep-ratio";
+/// Base names of the heat maps' files.
+const HEAT_MAPS: [(Quantity, &str); 2] = [
+    (Quantity::Kept, "kept-share-by-layer"),
+    (Quantity::Error, "output-error-by-layer"),
+];
+/// The heat maps' numbers: one line has both.
+const LAYERS_CSV: &str = "compression-by-layer.csv";
 
 /// What can be chosen about a report.
 #[derive(Debug, Clone)]
@@ -49,9 +57,9 @@ pub struct Report {
     pub html: PathBuf,
     /// The same tables for a pull request.
     pub markdown: PathBuf,
-    /// Each chart as SVG, then as PNG.
+    /// Each figure as SVG, then as PNG: charts first, then heat maps.
     pub figures: Vec<PathBuf>,
-    /// Each chart's numbers as CSV.
+    /// Each chart's numbers as CSV, then those of the heat maps.
     pub data: Vec<PathBuf>,
 }
 
@@ -83,37 +91,104 @@ impl Figure {
     }
 }
 
-/// Writes `report.html`, `report.md` and, for every set of comparable measurements, a chart as `.svg` and `.png` and its
-/// numbers as `.csv` into `out`, which is created when missing. The first chart is `perplexity-vs-keep-ratio`, further
-/// ones carry a number. Files of the same names are replaced, and only when all are complete.
+/// A heat map, drawn.
+pub(crate) struct HeatMap {
+    pub title: &'static str,
+    pub svg: String,
+    pub png: String,
+    /// The standalone SVG.
+    pub drawing: String,
+    /// For the page, and for the page on a narrow screen.
+    pub wide: String,
+    pub narrow: String,
+}
+
+/// The figures that show models layer by layer.
+pub(crate) struct LayerFigures {
+    /// Indices of the models that are drawn and tabled.
+    pub shown: Vec<usize>,
+    /// Said where that is not all of them.
+    pub left_out: Option<String>,
+    pub figures: Vec<HeatMap>,
+    pub csv: String,
+    /// The numbers of all models.
+    pub table: String,
+}
+
+impl LayerFigures {
+    /// None where no model's compression is known.
+    fn new(models: &[Compressed<'_>]) -> Result<Option<Self>, ReportError> {
+        if models.is_empty() {
+            return Ok(None);
+        }
+        let shown = compression::most_different(models, compression::wording::MOST_SHOWN);
+        let left_out = compression::wording::left_out(shown.len(), models.len());
+        let drawn: Vec<&Compressed<'_>> = shown.iter().map(|&index| &models[index]).collect();
+        let draw = |quantity, place| chart::heat_map(&drawn, quantity, left_out.as_deref(), place);
+        let mut figures = Vec::new();
+        for (quantity, stem) in HEAT_MAPS {
+            figures.push(HeatMap {
+                title: quantity.title(),
+                svg: format!("{stem}.svg"),
+                png: format!("{stem}.png"),
+                drawing: draw(quantity, Place::Figure)?,
+                wide: draw(quantity, Place::Page)?,
+                narrow: draw(quantity, Place::Phone)?,
+            });
+        }
+        Ok(Some(Self {
+            figures,
+            csv: LAYERS_CSV.to_owned(),
+            table: csv::sites(models),
+            shown,
+            left_out,
+        }))
+    }
+}
+
+/// Writes `report.html`, `report.md` and figures with their numbers into `out`, which is created when missing. Files of
+/// the same names are replaced, and only when all are complete.
 ///
-/// Measurements are comparable when they scored the same windows of the same tokens of the same text. The order of
-/// `evaluations` does not matter, and a measurement given twice counts once.
+/// - For every set of comparable evaluations a chart as `.svg` and `.png` and its numbers as `.csv`. The first chart is
+///   `perplexity-vs-keep-ratio`, further ones carry a number. Evaluations are comparable when they scored the same windows
+///   of the same tokens of the same text.
+/// - With compressions, the heat maps `kept-share-by-layer` and `output-error-by-layer` of at most twelve models, and
+///   `compression-by-layer.csv` of all.
+///
+/// The order of `results` does not matter, and what is given twice counts once.
 ///
 /// # Errors
-/// [`ReportError::NoResults`] without evaluations; [`ReportError::NotFinite`], [`ReportError::Contradiction`] and
+/// [`ReportError::NoResults`] without any; [`ReportError::NotFinite`], [`ReportError::Contradiction`] and
 /// [`ReportError::Conflict`] for numbers that cannot be right; [`ReportError::Draw`] and [`ReportError::Io`] when a file
 /// cannot be made. After an error `out` holds none of the new files under their final names, unless renaming itself failed.
-pub fn write(
-    evaluations: &[Evaluation],
-    out: &Path,
-    options: &Options,
-) -> Result<Report, ReportError> {
-    let groups = group::group(evaluations)?;
+pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report, ReportError> {
+    let groups = group::group(&results.evaluations)?;
+    let models = compression::join(&results.compressions, &results.evaluations)?;
+    if groups.is_empty() && models.is_empty() {
+        return Err(ReportError::NoResults);
+    }
     let figures = groups
         .iter()
         .enumerate()
         .map(|(index, group)| Figure::new(index, group));
     let figures = figures.collect::<Result<Vec<_>, _>>()?;
-    let page = html::page(&options.title, &groups, &figures)?;
-    let text = markdown(&options.title, &groups, &figures);
+    let layers = LayerFigures::new(&models)?;
+    let layers = layers.as_ref();
+    let page = html::page(&options.title, &groups, &figures, &models, layers)?;
+    let text = markdown(&options.title, &groups, &figures, &models, layers);
 
     let mut staged = Staged::new(out)?;
     let (mut images, mut data) = (Vec::new(), Vec::new());
-    for figure in &figures {
-        images.push(staged.add(&figure.svg, figure.drawing.as_bytes())?);
-        images.push(staged.add(&figure.png, &chart::png(&figure.drawing)?)?);
-        data.push(staged.add(&figure.csv, figure.table.as_bytes())?);
+    let charts = figures.iter().map(|f| (&f.svg, &f.png, &f.drawing));
+    let maps = layers.map_or(&[][..], |layers| &layers.figures);
+    let maps = maps.iter().map(|f| (&f.svg, &f.png, &f.drawing));
+    for (svg, png, drawing) in charts.chain(maps) {
+        images.push(staged.add(svg, drawing.as_bytes())?);
+        images.push(staged.add(png, &chart::png(drawing)?)?);
+    }
+    let tables = figures.iter().map(|f| (&f.csv, &f.table));
+    for (name, table) in tables.chain(layers.map(|layers| (&layers.csv, &layers.table))) {
+        data.push(staged.add(name, table.as_bytes())?);
     }
     let markdown = staged.add("report.md", text.as_bytes())?;
     let html = staged.add("report.html", page.as_bytes())?;

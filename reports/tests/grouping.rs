@@ -12,15 +12,24 @@ use common::{crowded, evaluation, sample};
 /// The error of a report from `evaluations`; also that it left nothing behind.
 fn refused(evaluations: &[Evaluation]) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let error =
-        write(evaluations, folder.path(), &Options::default()).expect_err("must be refused");
+    let error = write(
+        &evaluations.to_vec().into(),
+        folder.path(),
+        &Options::default(),
+    )
+    .expect_err("must be refused");
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
     error.to_string()
 }
 
 fn markdown(evaluations: &[Evaluation]) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let report = write(evaluations, folder.path(), &Options::default()).expect("sound");
+    let report = write(
+        &evaluations.to_vec().into(),
+        folder.path(),
+        &Options::default(),
+    )
+    .expect("sound");
     fs::read_to_string(report.markdown).expect("written")
 }
 
@@ -42,7 +51,7 @@ fn save(folder: &Path, evaluations: &[Evaluation]) {
 #[test]
 fn each_way_of_measuring_has_its_own_chart() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let report = write(&crowded(), folder.path(), &Options::default()).expect("sound");
+    let report = write(&crowded().into(), folder.path(), &Options::default()).expect("sound");
     assert_eq!((report.figures.len(), report.data.len()), (4, 2));
     for change in [
         |e: &mut Evaluation| e.result.corpus.sha256 = "other".to_owned(),
@@ -167,9 +176,9 @@ fn results_are_read_from_files_and_folders() {
     save(&point, &sample());
     fs::write(point.join("config.json"), "{\"model_type\": \"llama\"}").expect("writable");
     let found = read(&[folder.path().to_path_buf()]).expect("sound");
-    assert_eq!(found.len(), 4);
+    assert_eq!((found.evaluations.len(), found.compressions.len()), (4, 0));
     assert_eq!(
-        read(&[point.join("1.json")]).expect("sound")[0]
+        read(&[point.join("1.json")]).expect("sound").evaluations[0]
             .result
             .model
             .keep_ratio,

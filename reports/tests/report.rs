@@ -11,7 +11,7 @@ mod common;
 use common::{crowded, evaluation, sample};
 
 fn written(evaluations: &[Evaluation], out: &Path) -> Report {
-    write(evaluations, out, &Options::default()).expect("the sample is sound")
+    write(&evaluations.to_vec().into(), out, &Options::default()).expect("the sample is sound")
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -218,8 +218,8 @@ fn markup_in_a_result_stays_text() {
         each.result.model.sha256 = format!("{}{ATTACK}", each.result.model.sha256);
         each.result.corpus.sha256 = ATTACK.to_owned();
     }
-    let report =
-        write(&evaluations, folder.path(), &Options::titled(ATTACK)).expect("odd, but sound");
+    let report = write(&evaluations.into(), folder.path(), &Options::titled(ATTACK))
+        .expect("odd, but sound");
     let page = fs::read_to_string(&report.html).expect("written");
     assert_eq!(page.matches("<script").count(), 1, "only our own");
     assert!(!page.contains("<img"));

@@ -27,7 +27,7 @@ pub enum Kind {
 pub struct PplArgs {
     /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
-    /// A text file (`.raw` is read as WikiText rows, `.jsonl` and `.arrow` by document), or `boolq:evaluation`
+    /// A text file (`.raw` is read as WikiText rows, `.jsonl`, `.arrow` and `.parquet` by document), or `boolq:evaluation`
     #[arg(long, value_name = "FILE")]
     text: String,
     /// Tokens in a window
@@ -46,14 +46,16 @@ pub struct PplArgs {
     out: Option<PathBuf>,
 }
 
-fn parse_window(text: &str) -> Result<usize, String> {
+/// Tokens in a window.
+pub fn parse_window(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(window) if window >= 2 => Ok(window),
         _ => Err("a window is a whole number of at least 2 tokens".into()),
     }
 }
 
-fn parse_windows(text: &str) -> Result<WindowChoice, String> {
+/// How many windows, or which.
+pub fn parse_windows(text: &str) -> Result<WindowChoice, String> {
     let number = |t: &str| t.trim().parse::<usize>().map_err(|e| format!("`{t}`: {e}"));
     if !text.contains(',') {
         return match number(text)? {

@@ -12,6 +12,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod report;
+mod sweep;
 mod tokenize;
 mod verify;
 
@@ -77,6 +78,7 @@ enum Verb {
     Bench(bench::Args),
     Export(export::Args),
     Verify(verify::Args),
+    Sweep(sweep::Args),
     Report(report::Args),
     Demo(demo::Args),
 }
@@ -96,6 +98,7 @@ pub fn run() -> ExitCode {
         Verb::Bench(args) => bench::run(&context, args),
         Verb::Export(args) => export::run(&context, args),
         Verb::Verify(args) => verify::run(&context, args),
+        Verb::Sweep(args) => sweep::run(&context, args),
         Verb::Report(args) => report::run(&context, args),
         Verb::Demo(args) => demo::run(&context, args),
     });

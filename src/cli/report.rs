@@ -11,10 +11,11 @@ use super::context::Context;
 /// Draw charts and tables from evaluation results
 ///
 /// Reads files made by `cinder eval ppl --out`, or directories of them, and writes charts (SVG and PNG), their data (CSV), a
-/// Markdown table and one self-contained HTML page.
+/// Markdown table and one self-contained HTML page. Manifests (`cinder.json`) and what `cinder compress --json` printed, found
+/// in the same directories, add how each model was compressed, layer by layer.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Result files, or directories of them
+    /// Result files, manifests, or directories of them
     #[arg(required = true, value_name = "DIR|FILE")]
     results: Vec<PathBuf>,
     /// The directory to write to

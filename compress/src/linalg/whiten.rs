@@ -8,18 +8,25 @@ use super::Gram;
 const FIRST_RIDGE: f64 = 1e-8;
 const LARGEST_RIDGE: f64 = 0.1;
 
-/// A square root of the input Gram: `L Lᵀ = E[x xᵀ] + ridge · mean(diagonal) · I`, L lower triangular.
+/// A square root of a second moment: `L Lᵀ = E[x xᵀ] + ridge · mean(diagonal) · I`, L lower triangular.
 #[derive(Debug, Clone)]
 pub struct Whitening {
     pub(super) l: Mat<f64>,
-    /// The Gram without the ridge, which errors are measured in.
-    pub(super) mean: Mat<f64>,
+    /// What the ridge added to the diagonal.
+    pub(super) added: f64,
     /// The ridge that was used, relative to the mean diagonal.
     pub ridge: f64,
-    /// Condition number of the damped Gram, estimated as `(max Lᵢᵢ / min Lᵢᵢ)²`: a lower bound.
+    /// Condition number of the damped moment, estimated as `(max Lᵢᵢ / min Lᵢᵢ)²`: a lower bound.
     pub condition: f64,
     /// Whether a larger ridge than asked for had to be taken.
     pub raised: bool,
+}
+
+impl Whitening {
+    /// Width of the vectors.
+    pub fn width(&self) -> usize {
+        self.l.nrows()
+    }
 }
 
 /// Factors the Gram with a relative ridge (SVD-LLM, arXiv 2403.07378, §3.1, whose absolute ridge is replaced:
@@ -30,16 +37,18 @@ pub struct Whitening {
 /// A sentence when the Gram is empty or not finite, or no ridge up to 10 % of the mean diagonal helps.
 pub fn whiten(gram: &Gram, ridge: f64) -> Result<Whitening, String> {
     if gram.rows() == 0 {
-        return Err("no inputs were collected".into());
+        return Err("nothing was collected".into());
     }
     let mean = gram.mean();
     let n = gram.width();
     let diagonal = (0..n).map(|i| mean[(i, i)]).sum::<f64>() / n as f64;
     if !diagonal.is_finite() {
-        return Err("the inputs overflowed".into());
+        return Err("a second moment overflowed".into());
     }
     if diagonal <= 0.0 {
-        return Err("all inputs are zero".into());
+        return Err(
+            "a second moment is zero: all inputs, or all gradients, of a projection are".into(),
+        );
     }
     let larger = |ridge: &f64| Some((10.0 * ridge).max(FIRST_RIDGE));
     let ridges = std::iter::successors(Some(ridge), larger)
@@ -64,13 +73,13 @@ pub fn whiten(gram: &Gram, ridge: f64) -> Result<Whitening, String> {
         }
         return Ok(Whitening {
             l,
-            mean,
+            added: ridge * diagonal,
             ridge,
             condition: (high / low).powi(2),
             raised: attempt > 0,
         });
     }
-    Err("the input Gram is not positive definite under any reasonable ridge".into())
+    Err("a second moment is not positive definite under any reasonable ridge".into())
 }
 
 #[cfg(test)]

@@ -1,134 +1,187 @@
 //! The passes: one file each, one line in [`REGISTRY`].
 
+mod factor;
+mod frontier;
+mod identity_block;
 mod low_rank;
-
-use std::collections::BTreeSet;
+mod skipcat;
 
 use cinder_models::checkpoint::SiteRecord;
-use cinder_models::{Checkpoint, DecoderLayer, ModelConfig, Site};
+use cinder_models::{DecoderLayer, ModelConfig, Site};
 use serde_json::Value;
 
 use crate::allocation::Matrix;
-use crate::calibration::BlockStatistics;
+use crate::calibration::{Moments, SiteInputs};
 use crate::error::{Error, Result};
 
-pub use low_rank::{LowRankPass, LowRankSettings};
+pub(crate) use factor::project;
+pub use factor::{AlternativePlan, Analysis, Losses, UnitPlan};
+pub use frontier::FrontierSettings;
+pub use identity_block::IdentityBlockSettings;
+pub use low_rank::LowRankSettings;
+pub use skipcat::SkipCatSettings;
 
-/// One transformation of the decoder, block by block.
+/// What a pass has to know of the calibration text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Needs {
+    /// Nothing: the weights are enough.
+    Nothing,
+    /// The second moment of each site's inputs.
+    Inputs,
+    /// That, and the second moment of each projection's output gradient.
+    Gradients,
+}
+
+/// The form in which a pass takes projections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    Dense,
+    LowRank,
+}
+
+/// One transformation of the decoder.
+///
+/// The pipeline calls the methods in their order here: for each layer `analyse`, then `plan` once with what all
+/// layers' analyses said, then for each layer and each of its sites, in the order data flows, `apply`.
 pub trait Pass: Send + Sync {
     /// The settings with every default filled in, as they go into the manifest.
     fn settings(&self) -> Value;
 
-    /// What the pass will make of each projection it touches, from shapes alone.
+    fn needs(&self) -> Needs;
+
+    fn takes(&self) -> Takes;
+
+    /// The sites it may touch.
+    fn sites(&self) -> &[Site];
+
+    /// What one layer's projections may become and what that would lose. Without moments only shapes are known, which is
+    /// enough for some rules.
+    ///
+    /// # Errors
+    /// When the numerics fail, or the moments can not be read.
+    fn analyse(
+        &self,
+        config: &ModelConfig,
+        layer: usize,
+        known: Option<(&DecoderLayer, &dyn Moments)>,
+    ) -> Result<Analysis>;
+
+    /// Whether the plan follows from shapes alone.
+    fn plans_from_shapes(&self) -> bool;
+
+    /// What becomes of each layer, from all layers' analyses.
     ///
     /// # Errors
     /// When the settings can not be met on this model.
-    fn plan(&self, config: &ModelConfig) -> Result<Plan>;
+    fn plan(&self, analyses: &[Analysis]) -> Result<Plan>;
 
-    /// Applies the plan to one block.
+    /// Compresses one site of `block`. `dense` is the layer as it was; `inputs` are what the site now reads.
     ///
     /// # Errors
     /// When a projection is not in the form the pass takes, or the numerics fail.
     fn apply(
         &self,
-        plan: &Plan,
-        layer: usize,
-        block: DecoderLayer,
-        statistics: &BlockStatistics,
-    ) -> Result<(DecoderLayer, Vec<SiteRecord>)>;
+        plan: &LayerPlan,
+        site: Site,
+        dense: &DecoderLayer,
+        block: &mut DecoderLayer,
+        calibrated: Option<(&SiteInputs, &dyn Moments)>,
+    ) -> Result<Vec<SiteRecord>>;
 }
 
-/// One projection's place in a plan.
-#[derive(Debug, Clone)]
-pub struct PlannedProjection {
-    pub layer: usize,
+/// One matrix that is stored, or a stack of them: a projection, or the projections that share a basis.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedUnit {
     pub site: Site,
-    /// Index among the site's projections.
-    pub member: usize,
-    pub out: usize,
-    pub input: usize,
+    /// Indices among the site's projections; more than one share a basis.
+    pub members: Vec<usize>,
+    pub matrix: Matrix,
     /// None leaves it dense.
     pub rank: Option<usize>,
+    /// What the allocator expects it to add to the loss, where it knows.
+    pub predicted_loss: Option<f64>,
 }
 
-impl PlannedProjection {
-    /// `q`, `k`, `v`, `o`, `gate`, `up` or `down`.
-    pub fn name(&self) -> &'static str {
-        self.site.projections()[self.member]
-    }
-
+impl PlannedUnit {
     /// Scalars it will store.
     pub fn scalars(&self) -> u64 {
-        self.matrix().stored(self.rank)
+        self.matrix.stored(self.rank)
     }
+}
 
-    /// Its shape, as allocation counts it.
-    pub fn matrix(&self) -> Matrix {
-        Matrix {
-            out: self.out,
-            input: self.input,
-        }
-    }
+/// What becomes of one layer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerPlan {
+    pub layer: usize,
+    /// The feed-forward neurons that are kept, ascending; none keeps all.
+    pub neurons: Option<Vec<usize>>,
+    /// What removing the others is expected to add to the loss.
+    pub removal_loss: Option<f64>,
+    pub units: Vec<PlannedUnit>,
 }
 
 /// What a pass will do to the whole model.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
-    pub projections: Vec<PlannedProjection>,
+    pub layers: Vec<LayerPlan>,
 }
 
-/// Refuses a model that is factored already: plans and keep ratios are those of the dense model.
-///
-/// # Errors
-/// [`Error::NotDense`] naming the first projection that is not.
-pub fn require_dense(checkpoint: &Checkpoint) -> Result<()> {
-    match checkpoint.projections().iter().find(|p| p.rank.is_some()) {
-        None => Ok(()),
-        Some(p) => Err(Error::NotDense {
-            layer: p.layer,
-            projection: p.projection.into(),
-            kind: p.kind.into(),
-        }),
+impl Plan {
+    /// Scalars the touched projections will store.
+    pub fn scalars(&self) -> u64 {
+        let units = self.layers.iter().flat_map(|l| &l.units);
+        units.map(PlannedUnit::scalars).sum()
     }
 }
 
-/// Plans every pass of a recipe.
+/// Refuses a recipe whose passes touch the same site.
 ///
 /// # Errors
-/// When a pass can not be planned, or two passes want the same projection.
-pub fn plan_all(passes: &[Box<dyn Pass>], config: &ModelConfig) -> Result<Vec<Plan>> {
-    let plans = passes
-        .iter()
-        .map(|pass| pass.plan(config))
-        .collect::<Result<Vec<Plan>>>()?;
-    let mut taken = BTreeSet::new();
-    for p in plans.iter().flat_map(|plan| &plan.projections) {
-        if !taken.insert((p.layer, p.name())) {
+/// [`Error::Setting`] naming the site.
+pub fn check_sites(passes: &[Box<dyn Pass>]) -> Result<()> {
+    let mut taken: Vec<Site> = Vec::new();
+    for site in passes.iter().flat_map(|p| p.sites()) {
+        if taken.contains(site) {
             return Err(Error::Setting {
                 what: "the recipe".into(),
-                value: format!("factoring `{}` of layer {} twice", p.name(), p.layer),
+                value: format!("factoring `{}` twice", site.name()),
                 range: "one whose passes touch different sites".into(),
             });
         }
+        taken.push(*site);
     }
-    Ok(plans)
+    Ok(())
 }
 
-/// Scalars of the decoder projections before and after `plans`; projections in no plan stay dense.
-pub fn projection_scalars(config: &ModelConfig, plans: &[Plan]) -> (u64, u64) {
-    let before = config.dense_projection_scalars();
-    let planned = || plans.iter().flat_map(|p| &p.projections);
-    let touched: u64 = planned().map(|p| p.matrix().dense()).sum();
-    let stored: u64 = planned().map(PlannedProjection::scalars).sum();
-    (before, before - touched + stored)
+/// Scalars of the touched projections when they are dense.
+pub fn touched_scalars(config: &ModelConfig, sites: &[Site]) -> u64 {
+    let names = sites.iter().flat_map(|s| s.projections());
+    let scalars = names.map(|name| {
+        let (out, input) = config.projection_shape(name);
+        (out * input) as u64
+    });
+    scalars.sum::<u64>() * config.layers as u64
 }
 
-/// How a pass is built from its table in a recipe; the keep ratio of the command line, if any, replaces the table's.
+/// How a pass is made from its table in a recipe.
 type Build = fn(toml::Table) -> std::result::Result<Box<dyn Pass>, String>;
 
-/// One line per pass: the name recipes use, what it does in one line, and its constructor.
-pub static REGISTRY: [(&str, &str, Build); 1] = [(
-    "low_rank",
-    "activation-whitened low-rank factorization of every projection at one keep ratio",
-    low_rank::build,
-)];
+/// What recipes, help texts and the JSON schema know of a pass.
+pub struct Entry {
+    /// The name recipes use.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// Whether it has a keep ratio for `--keep` to replace.
+    pub has_keep: bool,
+    pub(crate) build: Build,
+    pub(crate) schema: fn(&mut schemars::SchemaGenerator) -> schemars::Schema,
+}
+
+/// One line per pass.
+pub static REGISTRY: [Entry; 4] = [
+    frontier::ENTRY,
+    skipcat::ENTRY,
+    low_rank::ENTRY,
+    identity_block::ENTRY,
+];

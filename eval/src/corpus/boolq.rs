@@ -54,7 +54,7 @@ impl Half {
 /// passage occurs once (BoolQ asks several questions about some), in the data's order.
 ///
 /// # Errors
-/// [`Error::MissingFile`] when `dir` does not hold the task files; [`Error::Arrow`], [`Error::ArrowColumn`] or
+/// [`Error::MissingFile`] when `dir` does not hold the task files; [`Error::Arrow`], [`Error::MissingColumn`] or
 /// [`Error::Jsonl`] when they are not as expected.
 pub fn boolq(dir: &Path, half: Half) -> Result<Corpus> {
     let articles = articles(dir)?;

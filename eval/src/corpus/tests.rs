@@ -1,3 +1,5 @@
+mod parquet_files;
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,6 +13,7 @@ use tempfile::TempDir;
 
 use super::boolq::{Article, articles, halves, runs};
 use super::*;
+use parquet_files::{Codec, table};
 
 /// A file called `name` with `content`.
 fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
@@ -29,16 +32,19 @@ fn read_as(name: &str, content: impl AsRef<[u8]>, format: CorpusFormat) -> Resul
     Corpus::read(&path, &format)
 }
 
+/// `array` as `column`, beside another column.
+fn batch(column: &str, array: &ArrayRef) -> RecordBatch {
+    let other: ArrayRef = Arc::new(Int64Array::from(vec![7; array.len()]));
+    RecordBatch::try_from_iter_with_nullable([
+        ("label", other, true),
+        (column, array.clone(), true),
+    ])
+    .unwrap()
+}
+
 /// An Arrow stream of one batch for each array.
 fn stream(column: &str, batches: &[ArrayRef]) -> Vec<u8> {
-    let batch = |array: &ArrayRef| {
-        let other: ArrayRef = Arc::new(Int64Array::from(vec![7; array.len()]));
-        RecordBatch::try_from_iter_with_nullable([
-            ("label", other, true),
-            (column, array.clone(), true),
-        ])
-        .unwrap()
-    };
+    let batch = |array: &ArrayRef| batch(column, array);
     let mut bytes = Vec::new();
     let mut writer = StreamWriter::try_new(&mut bytes, &batch(&batches[0]).schema()).unwrap();
     for array in batches {
@@ -172,6 +178,35 @@ fn arrow_errors_say_what_is_there() {
         assert!(matches!(error, Error::Arrow { .. }), "{error}");
         assert!(error.hint().unwrap().contains("stream format"));
     }
+}
+
+#[test]
+fn wikitext_articles_run_from_title_to_title() {
+    let text = " \n early \n = One = \n \n a \n = = Part = = \n \n b \n \n \n = Two = 2 = \n c = \n = = = D = = = \n";
+    let expected = [
+        " early \n",
+        " = One = \n\n\n\n\n a \n\n\n = = Part = = \n\n\n\n\n b \n",
+        " = Two = 2 = \n\n\n c = \n\n\n = = = D = = = \n",
+    ];
+    let raw = read("wiki.raw", text).unwrap();
+    assert_eq!(raw.articles(), expected);
+    // The hub's tables have one row for each line.
+    let rows: Vec<&str> = raw.documents.iter().map(String::as_str).collect();
+    let corpus = read(
+        "wiki.parquet",
+        table("text", Codec::SNAPPY, &[strings(&rows)]),
+    )
+    .unwrap();
+    assert_eq!(
+        (corpus.articles(), corpus.text()),
+        (raw.articles(), raw.text())
+    );
+    // Where a document can be more than a line, each is one.
+    let lines = "{\"text\": \" = One = \\n a\"}\n{\"text\": \" \"}\n{\"text\": \"b\"}\n";
+    assert_eq!(
+        read("a.jsonl", lines).unwrap().articles(),
+        [" = One = \n a", "b"]
+    );
 }
 
 #[test]

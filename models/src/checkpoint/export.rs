@@ -1,29 +1,33 @@
 //! `export --dense`: a plain Hugging Face directory that any tool can load.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::store::bridge::deferred;
-use burn::store::burn_pack::{Error as PackError, Tensor as PackTensor};
+use burn::store::burn_pack::Tensor as PackTensor;
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use serde_json::{Value, json};
 
 use super::huggingface::{INDEX_FILE, SINGLE_FILE};
 use super::lazy::ErrorSlot;
 use super::lazy::lazy;
-use super::names::projection_prefix;
+use super::names::{is_pivots, projection_prefix};
 use super::open::Checkpoint;
 use super::output::OutputDirectory;
-use super::structure::ProjectionInfo;
-use super::writer::{StoredDtype, write_safetensors};
-use crate::error::Result;
+use super::pivots::{read_pivots, spread};
+use super::source::TensorSource;
+use super::structure::{BasisInfo, ProjectionInfo};
+use super::writer::{StoredDtype, stored_bytes, write_safetensors};
+use crate::error::{Error, Result};
 use crate::progress::Progress;
 
 /// Shards are closed before they would pass this many bytes, as on the Hugging Face hub.
 const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Writes the model as a dense Hugging Face directory: factors are multiplied out in f32, one
-/// projection at a time, and stored as `dtype`. Returns the bytes written.
+/// Writes the model as a dense Hugging Face directory: factors are multiplied out in f32, one projection at a time,
+/// layers with fewer neurons are filled up with zeros to the configuration's, and all is stored as `dtype`. Returns the
+/// bytes written.
 ///
 /// # Errors
 /// [`Error::Output`](crate::Error::Output) when `out` exists and `overwrite` is false; otherwise those of reading the model.
@@ -94,55 +98,134 @@ pub(crate) fn config_json(checkpoint: &Checkpoint, dtype: StoredDtype) -> String
 }
 
 fn dense_tensors(checkpoint: &Checkpoint, device: &Device, slot: &ErrorSlot) -> Vec<PackTensor> {
-    let factored: BTreeMap<String, ProjectionInfo> = checkpoint
+    let projections: BTreeMap<String, ProjectionInfo> = checkpoint
         .projections()
         .into_iter()
-        .filter(|p| p.rank.is_some())
         .map(|p| (projection_prefix(p.layer, p.projection), p))
         .collect();
     let mut tensors = Vec::new();
     for (name, _) in checkpoint.tensors() {
-        if let Some(prefix) = name.strip_suffix(".basis.weight") {
-            let info = factored.get(prefix);
-            tensors.extend(info.map(|info| product(checkpoint, prefix, info, device, slot)));
-        } else if !name.ends_with(".expansion.weight") {
-            let dense = name.replace(".expansion.bias", ".bias");
-            tensors.push(lazy(checkpoint.source(), &name, dense, slot));
+        // What shares a basis is multiplied out where its expansion stands, so that each product is made once.
+        let basis = name.ends_with("basis.weight") || is_pivots(&name);
+        if basis {
+            continue;
         }
+        let dense = name.replace(".expansion.", ".");
+        let bias = dense.ends_with(".bias");
+        let info = dense
+            .strip_suffix(if bias { ".bias" } else { ".weight" })
+            .and_then(|prefix| projections.get(prefix))
+            .filter(|p| p.neurons.is_some() || (p.rank.is_some() && !bias));
+        tensors.push(match info {
+            None => lazy(checkpoint.source(), &name, dense, slot),
+            Some(info) => {
+                let (full_out, full_input) = checkpoint.config().projection_shape(info.projection);
+                let work = Dense {
+                    source: checkpoint.source().clone(),
+                    path: checkpoint.path().to_owned(),
+                    stored: name,
+                    info: info.clone(),
+                    bias,
+                    device: device.clone(),
+                };
+                let shape = match bias {
+                    true => vec![full_out],
+                    false => vec![full_out, full_input],
+                };
+                let (slot, dims) = (slot.clone(), shape.clone());
+                deferred(dense, DType::F32, Shape::from(shape), None, move || {
+                    let values = work.values(&dims).map_err(|e| slot.put(e))?;
+                    Ok(TensorData::new(values, dims.clone()))
+                })
+            }
+        });
     }
     tensors
 }
 
-/// `B A` of one projection, `[out, in]`, multiplied out when it is drawn.
-fn product(
-    checkpoint: &Checkpoint,
-    prefix: &str,
-    info: &ProjectionInfo,
-    device: &Device,
-    slot: &ErrorSlot,
-) -> PackTensor {
-    let shape = vec![info.out, info.input];
-    let rank = info.rank.unwrap_or(0);
-    let (source, slot, device) = (checkpoint.source().clone(), slot.clone(), device.clone());
-    let (prefix, dims) = (prefix.to_owned(), shape.clone());
-    deferred(
-        format!("{prefix}.weight"),
-        DType::F32,
-        Shape::from(shape),
-        None,
-        move || {
-            let read = |name: &str, dims: [usize; 2]| {
-                let values = source
-                    .read_f32(&format!("{prefix}.{name}.weight"))
-                    .map_err(|e| slot.put(e))?;
-                let data = TensorData::new(values, dims);
-                Ok::<_, PackError>(Tensor::<2>::from_data(data, &device))
-            };
-            let expansion = read("expansion", [dims[0], rank])?;
-            let basis = read("basis", [rank, dims[1]])?;
-            Ok(expansion.matmul(basis).into_data())
-        },
-    )
+/// A projection's weight or bias that is not stored as a dense model has it.
+struct Dense {
+    source: Arc<dyn TensorSource>,
+    path: PathBuf,
+    /// The stored tensor: the bias, the weight or the expansion.
+    stored: String,
+    info: ProjectionInfo,
+    bias: bool,
+    device: Device,
+}
+
+impl Dense {
+    /// The values in the shape of the configuration, multiplied out. Removed neurons stand at the end, as zeros: their
+    /// gate and up put out nothing, and their down adds nothing, so the model computes what it did.
+    fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
+        let ProjectionInfo {
+            out, input, rank, ..
+        } = self.info;
+        let length = match (self.bias, rank) {
+            (true, _) => out,
+            (false, Some(rank)) => out * rank,
+            (false, None) => out * input,
+        };
+        let stored = self.read(&self.stored, length)?;
+        let values = match &self.info.basis {
+            Some(basis) if !self.bias => {
+                let tensor = |values, dims: [usize; 2]| {
+                    Tensor::<2>::from_data(TensorData::new(values, dims), &self.device)
+                };
+                let (rank, basis) = (basis.rank, self.basis(basis, input)?);
+                let product = tensor(stored, [out, rank]).matmul(tensor(basis, [rank, input]));
+                let values = product.into_data().try_into_vec();
+                values
+                    .map_err(|_| self.wrong(&self.stored, "could not be multiplied out".into()))?
+            }
+            _ => stored,
+        };
+        let (width, full) = match shape {
+            [_, full] => (input, *full),
+            _ => (1, 1),
+        };
+        let mut padded = Vec::with_capacity(shape.iter().product());
+        for row in values.chunks_exact(width) {
+            padded.extend_from_slice(row);
+            padded.resize(padded.len() + full - width, 0.0);
+        }
+        padded.resize(shape.iter().product(), 0.0);
+        Ok(padded)
+    }
+
+    /// The basis `[rank, input]`.
+    fn basis(&self, basis: &BasisInfo, input: usize) -> Result<Vec<f32>> {
+        let weight = |columns: usize| {
+            let name = format!("{}.weight", basis.prefix);
+            self.read(&name, basis.rank * columns)
+        };
+        if !basis.identity {
+            return weight(input);
+        }
+        let name = format!("{}.pivots", basis.prefix);
+        let pivots = read_pivots(&*self.source, &self.path, &name, input)?;
+        let weight = match input - pivots.len() {
+            0 => Vec::new(),
+            rest => weight(rest)?,
+        };
+        Ok(spread(&pivots, input, &weight))
+    }
+
+    fn read(&self, name: &str, length: usize) -> Result<Vec<f32>> {
+        let values = self.source.read_f32(name)?;
+        match values.len() == length {
+            true => Ok(values),
+            false => Err(self.wrong(name, format!("has {} values, not {length}", values.len()))),
+        }
+    }
+
+    fn wrong(&self, name: &str, why: String) -> Error {
+        Error::Tensor {
+            path: self.path.clone(),
+            name: name.into(),
+            why,
+        }
+    }
 }
 
 /// Splits tensors into files of at most [`SHARD_BYTES`], in order.
@@ -150,7 +233,7 @@ fn shards(tensors: Vec<PackTensor>, dtype: StoredDtype) -> Vec<Vec<PackTensor>> 
     let mut shards: Vec<Vec<PackTensor>> = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {
-        let bytes = tensor.shape.iter().product::<usize>() as u64 * dtype.bytes();
+        let bytes = stored_bytes(&tensor, dtype);
         if filled > 0 && filled + bytes > SHARD_BYTES {
             shards.push(Vec::new());
             filled = 0;

@@ -129,6 +129,10 @@ impl TensorSource for HuggingFaceSource {
         self.file(name)?.read_f32(name)
     }
 
+    fn read_i32(&self, name: &str) -> Result<Vec<i32>> {
+        self.file(name)?.read_i32(name)
+    }
+
     fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes> {
         self.file(name).ok()?.mapped(name, dtype)
     }

@@ -13,12 +13,15 @@ use half::{bf16, f16};
 
 use super::names::{is_derived, projection_prefix};
 use super::open::Checkpoint;
-use super::structure::projection_info;
+use super::pivots::read_pivots;
+use super::structure::BasisInfo;
 use crate::decoder::{Attention, DecoderLayer, FeedForward, Site, TokenEmbedding};
 use crate::error::{Error, Result};
 use crate::ops::{BlockFormat, Blocks};
 use crate::precision::Precision;
-use crate::projection::{BlockLinear, LowRank, Matrix, Projection, ProjectionGroup};
+use crate::projection::{
+    Basis, BlockLinear, IdentityBasis, LowRank, Matrix, Projection, ProjectionGroup,
+};
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) const NORM: &str = "model.norm.weight";
@@ -120,14 +123,23 @@ impl<'a> Loader<'a> {
     }
 
     fn group(&mut self, layer: usize, site: Site) -> Result<ProjectionGroup> {
+        let structure = self.checkpoint.structure();
+        let mut names = site.projections().iter();
+        let shared = names.find_map(|projection| {
+            let info = structure.projection(layer, site, projection);
+            Some((info.basis.filter(|basis| basis.shared)?, info.input))
+        });
+        let basis = shared.map(|(basis, input)| self.basis(&basis, input));
         let members = site.projections().iter();
         Ok(ProjectionGroup {
+            basis: basis.transpose()?,
             members: members
                 .map(|projection| self.projection(layer, site, projection))
                 .collect::<Result<_>>()?,
         })
     }
 
+    /// One projection; of those that share a basis, the expansion.
     fn projection(
         &mut self,
         layer: usize,
@@ -135,32 +147,48 @@ impl<'a> Loader<'a> {
         projection: &'static str,
     ) -> Result<Projection> {
         let config = self.checkpoint.config();
-        let info = projection_info(&**self.checkpoint.source(), config, layer, site, projection);
+        let info = self
+            .checkpoint
+            .structure()
+            .projection(layer, site, projection);
         let prefix = projection_prefix(layer, projection);
         let bias = config.projection_bias(projection);
         let mut bias = |holder: &str| {
             let tensor = bias.then(|| self.vector(&format!("{holder}.bias"), info.out));
             tensor.transpose()
         };
-        let Some(rank) = info.rank else {
+        let Some(basis) = info.basis else {
             let bias = bias(&prefix)?;
             let name = format!("{prefix}.weight");
             let matrix = self.matrix(&name, info.out, info.input, self.precision, bias)?;
             return Ok(matrix.into());
         };
-        let expansion = format!("{prefix}.expansion");
-        let bias = bias(&expansion)?;
-        let basis = format!("{prefix}.basis.weight");
-        Ok(Projection::LowRank(LowRank {
-            basis: self.matrix(&basis, rank, info.input, self.precision, None)?,
-            expansion: self.matrix(
-                &format!("{expansion}.weight"),
-                info.out,
-                rank,
-                self.precision,
-                bias,
-            )?,
-        }))
+        let holder = format!("{prefix}.expansion");
+        let bias = bias(&holder)?;
+        let name = format!("{holder}.weight");
+        let expansion = self.matrix(&name, info.out, basis.rank, self.precision, bias)?;
+        Ok(match basis.shared {
+            true => expansion.into(),
+            false => Projection::LowRank(LowRank {
+                basis: self.basis(&basis, info.input)?,
+                expansion,
+            }),
+        })
+    }
+
+    fn basis(&mut self, info: &BasisInfo, input: usize) -> Result<Basis> {
+        let name = format!("{}.weight", info.prefix);
+        if !info.identity {
+            let matrix = self.matrix(&name, info.rank, input, self.precision, None)?;
+            return Ok(matrix.into());
+        }
+        let pivots = format!("{}.pivots", info.prefix);
+        self.take(&pivots, &[info.rank])?;
+        let (source, path) = (self.checkpoint.source(), self.checkpoint.path());
+        let pivots = read_pivots(&**source, path, &pivots, input)?;
+        let rest = input - pivots.len();
+        let weight = (rest > 0).then(|| self.matrix(&name, info.rank, rest, self.precision, None));
+        Ok(IdentityBasis::of_matrix(&pivots, input, weight.transpose()?, self.device).into())
     }
 
     /// A stored `[out, input]` matrix in the given precision.

@@ -54,8 +54,8 @@ pub struct SourceRecord {
     pub bytes_on_disk: u64,
 }
 
-/// The text the statistics were collected on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The text the statistics were collected on; all empty where none was needed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CalibrationRecord {
     pub corpus: String,
     pub corpus_sha256: String,
@@ -67,8 +67,26 @@ pub struct CalibrationRecord {
     pub seed: u64,
     /// What the tokenizer put before the text of its own accord.
     pub bos_ids: Vec<u32>,
-    /// Indices of the chosen windows among the corpus' non-overlapping ones.
+    /// How the windows were drawn: `documents`, `text` or `even`; empty in manifests that do not say.
+    #[serde(default)]
+    pub draw: String,
+    /// What each window is made of.
+    #[serde(default)]
+    pub windows_from: Vec<Vec<Piece>>,
+    /// Only in older manifests: indices of the windows among the corpus' non-overlapping ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub window_indices: Vec<usize>,
+}
+
+/// Tokens in a row of one document of a corpus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Which document, from 0; a joined text is one document.
+    pub document: usize,
+    /// Tokens of that document before the piece.
+    pub start: usize,
+    /// Tokens in it.
+    pub tokens: usize,
 }
 
 /// What a pass did to one projection.
@@ -151,5 +169,30 @@ impl Manifest {
             });
         }
         serde_json::from_str(&text).map(Some).map_err(corrupt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calibrations_of_older_manifests_are_read() {
+        let old = r#"{"corpus": "c", "corpus_sha256": "", "tokens_sha256": "", "windows": 2, "window": 8, "seed": 0,
+            "bos_ids": [], "window_indices": [3, 5]}"#;
+        let record: CalibrationRecord = serde_json::from_str(old).unwrap();
+        assert_eq!(record.window_indices, [3, 5]);
+        assert!(record.draw.is_empty() && record.windows_from.is_empty());
+        let new = old.replace(
+            "\"window_indices\": [3, 5]",
+            r#""draw": "even", "windows_from": [[{"document": 1, "start": 2, "tokens": 8}]]"#,
+        );
+        let record: CalibrationRecord = serde_json::from_str(&new).unwrap();
+        assert_eq!(
+            (record.draw.as_str(), record.windows_from[0][0].document),
+            ("even", 1)
+        );
+        let written = serde_json::to_value(&record).unwrap();
+        assert!(written.get("window_indices").is_none(), "{written}");
     }
 }

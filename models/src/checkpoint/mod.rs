@@ -16,9 +16,12 @@ mod names;
 mod native;
 mod open;
 mod output;
+mod pivots;
 mod safetensors_file;
 mod source;
 mod structure;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod writer;
 
@@ -31,13 +34,13 @@ pub use hash::{Hashing, sha256, sha256_file, sha256_reader};
 pub use huggingface::{INDEX_FILE, SINGLE_FILE};
 pub use load::Frame;
 pub use manifest::{
-    CalibrationRecord, FileRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, SiteRecord,
+    CalibrationRecord, FileRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, Piece, SiteRecord,
     SourceRecord, TensorRecord,
 };
-pub use names::projection_prefix;
-pub use native::CompressedWriter;
+pub use names::{projection_prefix, shared_prefix};
+pub use native::{CompressedWriter, ShardRecord};
 pub use open::{Checkpoint, Format};
-pub use output::{DEMO_FILE, OutputDirectory};
+pub use output::{DEMO_FILE, OutputDirectory, SWEEP_FILE};
 pub use source::{TensorInfo, TensorSource};
 pub use structure::ProjectionInfo;
 pub use verify::{Verification, verify};

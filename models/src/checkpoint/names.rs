@@ -1,5 +1,7 @@
 //! Hugging Face tensor names and the paths of the same parameters in Cinder's module tree.
 
+use crate::decoder::Site;
+
 /// Segments that differ between the two namings, below one decoder layer: (Hugging Face, Cinder).
 const LAYER_PARTS: [(&str, &str); 11] = [
     ("input_layernorm", "input_norm"),
@@ -15,11 +17,18 @@ const LAYER_PARTS: [(&str, &str); 11] = [
     ("mlp.down_proj", "feed_forward.down"),
 ];
 
+/// The same for the bases that the projections of a site share.
+const SHARED_BASES: [(&str, &str); 2] = [
+    ("self_attn.qkv_basis", "attention.qkv.basis"),
+    ("mlp.gate_up_basis", "feed_forward.gate_up.basis"),
+];
+
 /// What a projection or norm may store; anything else (quantised pieces, adapters) is not a plain checkpoint.
-const LEAVES: [&str; 5] = [
+const LEAVES: [&str; 6] = [
     "weight",
     "bias",
     "basis.weight",
+    "basis.pivots",
     "expansion.weight",
     "expansion.bias",
 ];
@@ -33,21 +42,48 @@ pub fn projection_prefix(layer: usize, projection: &str) -> String {
     format!("model.layers.{layer}.{block}.{projection}_proj")
 }
 
+/// Prefix of the basis that a site's projections may share, such as `model.layers.3.mlp.gate_up_basis`; none for a site of
+/// one projection.
+pub fn shared_prefix(layer: usize, site: Site) -> Option<String> {
+    let basis = match site {
+        Site::Qkv => SHARED_BASES[0].0,
+        Site::GateUp => SHARED_BASES[1].0,
+        Site::O | Site::Down => return None,
+    };
+    Some(format!("model.layers.{layer}.{basis}"))
+}
+
+/// Whether a tensor holds the pivots of an identity block: indices, of whole numbers.
+pub(crate) fn is_pivots(name: &str) -> bool {
+    name.ends_with("basis.pivots")
+}
+
+/// Whether a parameter of the module tree follows from others and is not stored: the inputs that are no pivots.
+pub(crate) fn is_implied(path: &str) -> bool {
+    path.ends_with(".basis.others")
+}
+
 /// Path within a [`DecoderLayer`](crate::decoder::DecoderLayer) of a name below
 /// `model.layers.N.`; none for a name that belongs to no parameter.
 pub(crate) fn layer_path(name: &str) -> Option<String> {
-    LAYER_PARTS.iter().find_map(|(theirs, ours)| {
-        let leaf = name.strip_prefix(theirs)?.strip_prefix('.')?;
-        LEAVES.contains(&leaf).then(|| format!("{ours}.{leaf}"))
-    })
+    let path = |parts: &[(&str, &str)], leaves: &[&str]| {
+        parts.iter().find_map(|(theirs, ours)| {
+            let leaf = name.strip_prefix(theirs)?.strip_prefix('.')?;
+            leaves.contains(&leaf).then(|| format!("{ours}.{leaf}"))
+        })
+    };
+    path(&LAYER_PARTS, &LEAVES).or_else(|| path(&SHARED_BASES, &["weight", "pivots"]))
 }
 
 /// The inverse of [`layer_path`], with the layer's index put in front.
 pub(crate) fn layer_name(layer: usize, path: &str) -> Option<String> {
-    LAYER_PARTS.iter().find_map(|(theirs, ours)| {
+    let mut parts = LAYER_PARTS.iter().chain(&SHARED_BASES);
+    parts.find_map(|(theirs, ours)| {
         let rest = path.strip_prefix(ours)?;
-        // burn-store keeps Burn's name for a norm's weight.
-        let rest = rest.replace(".gamma", ".weight");
+        // burn-store keeps Burn's name for a norm's weight; an identity block's weight is a module of its own.
+        let rest = rest
+            .replace(".gamma", ".weight")
+            .replace(".weight.weight", ".weight");
         rest.starts_with('.')
             .then(|| format!("model.layers.{layer}.{theirs}{rest}"))
     })
@@ -74,6 +110,22 @@ mod tests {
                 );
             }
         }
+        for (theirs, ours) in SHARED_BASES {
+            for leaf in ["weight", "pivots"] {
+                let path = layer_path(&format!("{theirs}.{leaf}")).expect("known");
+                assert_eq!(path, format!("{ours}.{leaf}"));
+                let name = format!("model.layers.7.{theirs}.{leaf}");
+                assert_eq!(layer_name(7, &path).expect("known"), name);
+            }
+            let path = format!("{ours}.weight.weight");
+            let name = format!("model.layers.0.{theirs}.weight");
+            assert_eq!(layer_name(0, &path).expect("known"), name);
+        }
+        assert!(is_implied("attention.output.basis.others"));
+        assert!(is_pivots("model.layers.0.mlp.gate_up_basis.pivots"));
+        let shared = shared_prefix(2, Site::GateUp).expect("two projections");
+        assert_eq!(shared, "model.layers.2.mlp.gate_up_basis");
+        assert_eq!(layer_path("self_attn.qkv_basis.bias"), None);
         assert_eq!(layer_path("self_attn.q_proj_extra.weight"), None);
         assert_eq!(layer_path("self_attn.q_proj.qweight"), None);
         assert_eq!(projection_prefix(0, "q"), "model.layers.0.self_attn.q_proj");

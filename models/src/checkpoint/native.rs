@@ -4,18 +4,29 @@
 use std::path::Path;
 
 use burn::store::{BurnToPyTorchAdapter, ModuleSnapshot};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::export::config_json;
+use super::hash::sha256_file;
 use super::huggingface::INDEX_FILE;
 use super::lazy::{ErrorSlot, lazy};
 use super::manifest::{FileRecord, MANIFEST_FILE, Manifest, TensorRecord};
-use super::names::layer_name;
+use super::names::{is_implied, layer_name, projection_prefix};
 use super::open::Checkpoint;
 use super::output::OutputDirectory;
-use super::writer::{StoredDtype, write_safetensors};
-use crate::decoder::DecoderLayer;
+use super::writer::{StoredDtype, stored_bytes, write_safetensors};
+use crate::decoder::{DecoderLayer, Site};
 use crate::error::{Error, Result};
+
+/// One shard that is written: what a run has to remember of it to go on after it was interrupted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShardRecord {
+    pub file: FileRecord,
+    pub tensors: Vec<TensorRecord>,
+    /// Bytes of the tensors.
+    pub tensor_bytes: u64,
+}
 
 /// A compressed directory in the making. Dropped before [`CompressedWriter::finish`], it leaves nothing.
 pub struct CompressedWriter {
@@ -24,6 +35,7 @@ pub struct CompressedWriter {
     shards: usize,
     files: Vec<FileRecord>,
     tensors: Vec<TensorRecord>,
+    tensor_bytes: u64,
     weight_map: Map<String, Value>,
 }
 
@@ -33,31 +45,88 @@ impl CompressedWriter {
     /// # Errors
     /// [`Error::Output`] when `out` exists and `overwrite` is false.
     pub fn create(out: &Path, layers: usize, dtype: StoredDtype, overwrite: bool) -> Result<Self> {
-        Ok(CompressedWriter {
-            output: OutputDirectory::create(out, overwrite)?,
+        let output = OutputDirectory::create(out, overwrite)?;
+        Ok(Self::of(output, layers, dtype))
+    }
+
+    /// Goes on with what an interrupted run left in `<out>.partial`; none when there is nothing. Its shards have to be
+    /// [adopted](CompressedWriter::adopt), or written again.
+    ///
+    /// # Errors
+    /// As [`CompressedWriter::create`].
+    pub fn resume(
+        out: &Path,
+        layers: usize,
+        dtype: StoredDtype,
+        overwrite: bool,
+    ) -> Result<Option<Self>> {
+        let output = OutputDirectory::resume(out, overwrite)?;
+        Ok(output.map(|output| Self::of(output, layers, dtype)))
+    }
+
+    fn of(output: OutputDirectory, layers: usize, dtype: StoredDtype) -> Self {
+        CompressedWriter {
+            output,
             dtype,
             shards: layers + 1,
             files: Vec::new(),
             tensors: Vec::new(),
+            tensor_bytes: 0,
             weight_map: Map::new(),
-        })
+        }
+    }
+
+    /// Where the directory is written until it is finished.
+    pub fn folder(&self) -> &Path {
+        self.output.path()
+    }
+
+    /// Takes a shard that an interrupted run has written. False, and nothing is taken, when the file is not what the
+    /// record says.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub fn adopt(&mut self, shard: ShardRecord) -> Result<bool> {
+        let path = self.output.path().join(&shard.file.name);
+        if !path.is_file() || sha256_file(&path)? != shard.file.sha256 {
+            return Ok(false);
+        }
+        self.add(shard);
+        Ok(true)
     }
 
     /// Writes one layer's shard.
-    pub fn write_layer(&mut self, index: usize, layer: &DecoderLayer) -> Result<()> {
+    pub fn write_layer(&mut self, index: usize, layer: &DecoderLayer) -> Result<ShardRecord> {
         let mut tensors = layer.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
+        let shared: Vec<String> = Site::ALL
+            .into_iter()
+            .filter(|site| layer.group(*site).is_some_and(|g| g.basis.is_some()))
+            .flat_map(|site| site.projections())
+            .map(|projection| projection_prefix(index, projection))
+            .collect();
+        tensors.retain(|tensor| !is_implied(&tensor.name));
         for tensor in &mut tensors {
-            tensor.name = layer_name(index, &tensor.name).ok_or_else(|| Error::Tensor {
+            let wrong = |why: &str| Error::Tensor {
                 path: self.output.path().into(),
                 name: tensor.name.clone(),
-                why: "has no Hugging Face name".into(),
-            })?;
+                why: why.into(),
+            };
+            let name =
+                layer_name(index, &tensor.name).ok_or_else(|| wrong("has no Hugging Face name"))?;
+            tensor.name = match shared.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+                None => name,
+                // A member of a shared basis is its expansion.
+                Some(".weight" | ".bias") => name
+                    .replace(".weight", ".expansion.weight")
+                    .replace(".bias", ".expansion.bias"),
+                Some(_) => return Err(wrong("is a factor under a basis that is shared already")),
+            };
         }
         self.write_shard(index + 2, tensors, &ErrorSlot::default())
     }
 
     /// Copies the tensors around the layers from the source, one at a time.
-    pub fn write_frame(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+    pub fn write_frame(&mut self, checkpoint: &Checkpoint) -> Result<ShardRecord> {
         let slot = ErrorSlot::default();
         let tensors = checkpoint
             .tensors()
@@ -73,33 +142,49 @@ impl CompressedWriter {
         number: usize,
         tensors: Vec<burn::store::burn_pack::Tensor>,
         slot: &ErrorSlot,
-    ) -> Result<()> {
+    ) -> Result<ShardRecord> {
         let name = format!("model-{number:05}-of-{:05}.safetensors", self.shards);
+        let bytes: u64 = tensors.iter().map(|t| stored_bytes(t, self.dtype)).sum();
         let written = write_safetensors(self.output.path(), &name, tensors, self.dtype, &mut || {});
         let (file, tensors) = match slot.take() {
             Some(error) => return Err(error),
             None => written?,
         };
-        for tensor in &tensors {
-            self.weight_map.insert(tensor.name.clone(), json!(name));
+        let shard = ShardRecord {
+            file,
+            tensors,
+            tensor_bytes: bytes,
+        };
+        self.add(shard.clone());
+        Ok(shard)
+    }
+
+    fn add(&mut self, shard: ShardRecord) {
+        for tensor in &shard.tensors {
+            let file = json!(shard.file.name);
+            self.weight_map.insert(tensor.name.clone(), file);
         }
-        self.files.push(file);
-        self.tensors.extend(tensors);
-        Ok(())
+        self.files.push(shard.file);
+        self.tensors.extend(shard.tensors);
+        self.tensor_bytes += shard.tensor_bytes;
     }
 
     /// Bytes of all tensors written so far.
     pub fn tensor_bytes(&self) -> u64 {
-        let scalars = |t: &TensorRecord| t.shape.iter().product::<usize>() as u64;
-        self.tensors.iter().map(scalars).sum::<u64>() * self.dtype.bytes()
+        self.tensor_bytes
     }
 
     /// Writes everything but the weights and puts the directory in its place. `manifest` receives the
-    /// records of files and tensors, and is returned with the bytes of the whole directory.
+    /// records of files and tensors, and is returned with the bytes of the whole directory. `before_commit` runs when
+    /// all is written, to remove what the directory should not keep.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when shards are missing; those of `before_commit`; I/O errors.
     pub fn finish(
         mut self,
         checkpoint: &Checkpoint,
         mut manifest: Manifest,
+        before_commit: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Manifest, u64)> {
         if self.files.len() != self.shards {
             return Err(Error::Request(format!(
@@ -130,6 +215,7 @@ impl CompressedWriter {
             .output
             .write(MANIFEST_FILE, format!("{json}\n").as_bytes())?
             .bytes;
+        before_commit()?;
         self.output.commit()?;
         Ok((manifest, bytes))
     }

@@ -12,11 +12,11 @@ use super::hash::sha256_files;
 use super::huggingface::{HuggingFaceSource, is_pickle};
 use super::load::{EMBEDDING, Frame, HEAD, Loader, NORM};
 use super::manifest::{MANIFEST_FILE, Manifest};
-use super::names::{is_derived, layer_path, projection_prefix};
+use super::names::{is_derived, is_pivots, layer_path};
 use super::source::{TensorInfo, TensorSource};
-use super::structure::{ProjectionInfo, projection_info};
+use super::structure::{ProjectionInfo, Structure, index_bytes};
 use crate::config::ModelConfig;
-use crate::decoder::{Decoder, DecoderLayer, Site};
+use crate::decoder::{Decoder, DecoderLayer};
 use crate::error::{Error, Result};
 use crate::precision::Precision;
 use crate::progress::Progress;
@@ -80,7 +80,13 @@ impl Checkpoint {
             Self::open_gguf(path)?
         };
         checkpoint.check_names()?;
-        checkpoint.check_ranks()?;
+        let path = &checkpoint.path;
+        let wrong = |(name, why)| Error::Tensor {
+            path: path.clone(),
+            name,
+            why,
+        };
+        checkpoint.structure().check().map_err(wrong)?;
         Ok(checkpoint)
     }
 
@@ -151,18 +157,12 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn check_ranks(&self) -> Result<()> {
-        for p in self.projections() {
-            let most = p.out.min(p.input);
-            if let Some(rank) = p.rank.filter(|rank| *rank == 0 || *rank > most) {
-                return Err(Error::Tensor {
-                    path: self.path.clone(),
-                    name: format!("{}.basis.weight", projection_prefix(p.layer, p.projection)),
-                    why: format!("has rank {rank}; it must be in 1..={most}"),
-                });
-            }
+    pub(crate) fn structure(&self) -> Structure<'_> {
+        Structure {
+            source: &*self.source,
+            config: &self.config,
+            pruned: self.manifest.is_some(),
         }
-        Ok(())
     }
 
     /// Where the model is.
@@ -258,19 +258,33 @@ impl Checkpoint {
         !(is_derived(name) || tied_head)
     }
 
-    /// All parameters, tied ones once.
+    /// All parameters, tied ones once. Pivots are indices, not parameters.
     pub fn parameters(&self) -> u64 {
         let count = |i: &TensorInfo| i.shape.iter().product::<usize>() as u64;
-        self.tensors().iter().map(|(_, i)| count(i)).sum()
+        let tensors = self.tensors();
+        let weights = tensors.iter().filter(|(name, _)| !is_pivots(name));
+        weights.map(|(_, i)| count(i)).sum()
     }
 
-    /// Bytes of all weights in memory at a precision: matrices in it, norms and biases in f32.
+    /// Bytes of all weights in memory at a precision: matrices in it, norms and biases in f32, and four for each input
+    /// of an identity block.
     pub fn memory_bytes(&self, precision: Precision) -> u64 {
+        // A matrix beside pivots has an index for each of its columns too.
+        let indices = |name: &str, columns: usize| {
+            let pivots = name
+                .strip_suffix("basis.weight")
+                .map(|prefix| format!("{prefix}basis.pivots"));
+            match pivots.is_some_and(|name| self.source.info(&name).is_some()) {
+                true => index_bytes(columns),
+                false => 0,
+            }
+        };
         let bytes = |(name, info): (String, TensorInfo)| match info.shape[..] {
             [out, input] if FRAME.contains(&name.as_str()) => {
                 precision.of_embedding().matrix_bytes(out, input)
             }
-            [out, input] => precision.matrix_bytes(out, input),
+            [out, input] => precision.matrix_bytes(out, input) + indices(&name, input),
+            // Norms, biases and pivots alike.
             _ => info.shape.iter().product::<usize>() as u64 * 4,
         };
         self.tensors().into_iter().map(bytes).sum()
@@ -290,14 +304,7 @@ impl Checkpoint {
 
     /// The stored form of every projection, layer by layer.
     pub fn projections(&self) -> Vec<ProjectionInfo> {
-        (0..self.config.layers)
-            .flat_map(|layer| Site::ALL.into_iter().map(move |site| (layer, site)))
-            .flat_map(|(layer, site)| {
-                site.projections().iter().map(move |projection| {
-                    projection_info(&*self.source, &self.config, layer, site, projection)
-                })
-            })
-            .collect()
+        self.structure().projections()
     }
 
     /// Loads the embedding, the last norm and the head.

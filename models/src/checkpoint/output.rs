@@ -1,7 +1,7 @@
 //! Output directories that are either whole or not there.
 //!
 //! Everything is written to `<out>.partial`, every file is synced, and the directory is renamed into place. A process that
-//! dies leaves at most a `.partial` directory, which the next run replaces. An existing output is replaced only when that was
+//! dies leaves at most a `.partial` directory, which the next run replaces or goes on with. An existing output is replaced only when that was
 //! asked for, only if it looks like an earlier output, and only once the new one is whole.
 
 use std::io::Write;
@@ -14,7 +14,14 @@ use super::manifest::FileRecord;
 use crate::error::{Error, Result};
 
 /// Files of which an earlier output has at least one; any other directory is never replaced.
-const MARKS: [&str; 3] = ["config.json", super::manifest::MANIFEST_FILE, DEMO_FILE];
+const MARKS: [&str; 4] = [
+    "config.json",
+    super::manifest::MANIFEST_FILE,
+    DEMO_FILE,
+    SWEEP_FILE,
+];
+/// What `cinder sweep` leaves in its directory, last.
+pub const SWEEP_FILE: &str = "sweep.json";
 /// What `cinder demo` leaves in its directory.
 pub const DEMO_FILE: &str = "demo.json";
 
@@ -24,6 +31,7 @@ pub struct OutputDirectory {
     target: PathBuf,
     partial: PathBuf,
     committed: bool,
+    kept: bool,
 }
 
 impl OutputDirectory {
@@ -44,7 +52,25 @@ impl OutputDirectory {
             target,
             partial,
             committed: false,
+            kept: false,
         })
+    }
+
+    /// Goes on with a `<target>.partial` that is there; none when there is none. What was resumed once stays there
+    /// when this is dropped.
+    ///
+    /// # Errors
+    /// As [`OutputDirectory::check`].
+    pub fn resume(target: &Path, overwrite: bool) -> Result<Option<Self>> {
+        Self::check(target, overwrite)?;
+        let target: PathBuf = target.components().collect();
+        let partial = sibling(&target, ".partial");
+        Ok(partial.is_dir().then_some(OutputDirectory {
+            target,
+            partial,
+            committed: false,
+            kept: true,
+        }))
     }
 
     /// The check of [`OutputDirectory::create`] alone, for failing before long work begins.
@@ -83,6 +109,11 @@ impl OutputDirectory {
                 "give another `--out`",
             ),
         }
+    }
+
+    /// Leaves the unfinished directory where it is when this is dropped, to be resumed.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Where to write until the commit.
@@ -142,7 +173,7 @@ fn sibling(path: &Path, suffix: &str) -> PathBuf {
 
 impl Drop for OutputDirectory {
     fn drop(&mut self) {
-        if !self.committed {
+        if !self.committed && !self.kept {
             // Nothing more can be done about a failure to clean up after a failure.
             let _ = fs::remove_dir_all(&self.partial);
         }

@@ -136,6 +136,18 @@ impl SafetensorsFile {
         Ok(widen(&self.read_bytes(name)?))
     }
 
+    /// One tensor of I32.
+    pub(crate) fn read_i32(&self, name: &str) -> Result<Vec<i32>> {
+        match self.entry(name)?.dtype {
+            Dtype::I32 => Ok(chunks(&self.read_bytes(name)?, i32::from_le_bytes)),
+            other => Err(Error::Tensor {
+                path: self.path.clone(),
+                name: name.into(),
+                why: format!("is of type {other:?}, where I32 is wanted"),
+            }),
+        }
+    }
+
     /// The bytes of one tensor where they lie in the file, if it is stored as `dtype`.
     pub(crate) fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes> {
         let entry = self.tensors.get(name)?;
@@ -160,7 +172,7 @@ impl SafetensorsFile {
     }
 }
 
-fn chunks<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+fn chunks<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
     let (whole, _) = bytes.as_chunks::<N>();
     whole.iter().map(|c| convert(*c)).collect()
 }
@@ -183,6 +195,7 @@ mod tests {
         if let Ok(opened) = SafetensorsFile::open(file.path()) {
             for name in opened.names() {
                 let _ = opened.read_f32(name);
+                let _ = opened.read_i32(name);
             }
         }
     }

@@ -24,6 +24,8 @@ pub trait TensorSource: Send + Sync {
     fn info(&self, name: &str) -> Option<TensorInfo>;
     /// The values of one tensor in f32, row-major. Allocates that tensor and at most its stored bytes.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
+    /// The values of one tensor of 32-bit whole numbers.
+    fn read_i32(&self, name: &str) -> Result<Vec<i32>>;
     /// The values of one tensor where they lie in the file, if it stores them as `dtype` and can be mapped.
     fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes>;
 }

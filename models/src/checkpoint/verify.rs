@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::hash::sha256_file;
 use super::manifest::Manifest;
+use super::names::is_pivots;
 use super::open::Checkpoint;
 use crate::error::Result;
 use crate::precision::Precision;
@@ -43,6 +44,11 @@ pub fn verify(
     check_loads(checkpoint, device, &mut problems);
     progress.start("checking tensors", tensors.len() as u64);
     for (name, _) in &tensors {
+        // Loading has looked at pivots already: whole numbers are finite, but may be no indices.
+        if is_pivots(name) {
+            progress.advance(1);
+            continue;
+        }
         match checkpoint.source().read_f32(name) {
             Ok(values) => {
                 let wrong = values.iter().filter(|v| !v.is_finite()).count();

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use burn::store::burn_pack::Tensor as PackTensor;
+use burn::tensor::DType;
 use fs_err::File;
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
@@ -68,9 +69,20 @@ impl FromStr for StoredDtype {
     }
 }
 
-/// Writes `tensors` (f32, drawn one at a time) to `directory/name`, stored as `dtype`; calls `step` after each.
+/// Bytes that a tensor takes in a file. Whole numbers, which are indices, are I32 whatever the weights are.
+pub(crate) fn stored_bytes(tensor: &PackTensor, dtype: StoredDtype) -> u64 {
+    let each = match tensor.dtype.is_int() {
+        true => 4,
+        false => dtype.bytes(),
+    };
+    tensor.shape.iter().product::<usize>() as u64 * each
+}
+
+/// Writes `tensors` (f32, drawn one at a time) to `directory/name`, stored as `dtype`, and those of i32 as I32; calls
+/// `step` after each.
 ///
 /// # Errors
+/// [`Error::Tensor`] for whole numbers of another width.
 /// [`Error::NonFinite`] when a value is not finite, before or after narrowing; the error of a
 /// tensor's own source; I/O errors.
 pub fn write_safetensors(
@@ -85,8 +97,8 @@ pub fn write_safetensors(
     let mut offset = 0;
     for tensor in &tensors {
         let shape: Vec<usize> = tensor.shape.to_vec();
-        let length = shape.iter().product::<usize>() as u64 * dtype.bytes();
-        let entry = json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [offset, offset + length]});
+        let length = stored_bytes(tensor, dtype);
+        let entry = json!({"dtype": stored_name(tensor, dtype), "shape": shape, "data_offsets": [offset, offset + length]});
         header.insert(tensor.name.clone(), entry);
         offset += length;
     }
@@ -102,19 +114,25 @@ pub fn write_safetensors(
     let mut records = Vec::with_capacity(tensors.len());
     for tensor in tensors {
         let (tensor_name, shape) = (tensor.name.clone(), tensor.shape.to_vec());
-        let bytes = tensor.into_bytes().map_err(|e| Error::Tensor {
+        let (type_name, drawn) = (stored_name(&tensor, dtype), tensor.dtype);
+        let wrong = |why: String| Error::Tensor {
             path: directory.join(name),
             name: tensor_name.clone(),
-            why: e.to_string(),
-        })?;
-        let stored = narrow(&bytes, dtype).ok_or_else(|| Error::NonFinite {
-            what: format!("tensor `{tensor_name}` as {}", dtype.name()),
-        })?;
+            why,
+        };
+        let bytes = tensor.into_bytes().map_err(|e| wrong(e.to_string()))?;
+        let stored = match drawn {
+            DType::I32 => bytes.to_vec(),
+            other if other.is_int() => return Err(wrong(format!("is of {other:?}, not i32"))),
+            _ => narrow(&bytes, dtype).ok_or_else(|| Error::NonFinite {
+                what: format!("tensor `{tensor_name}` as {}", dtype.name()),
+            })?,
+        };
         out.write_all(&stored)?;
         records.push(TensorRecord {
             name: tensor_name,
             shape,
-            dtype: dtype.name().into(),
+            dtype: type_name.into(),
             sha256: sha256(&stored),
         });
         step();
@@ -130,6 +148,13 @@ pub fn write_safetensors(
         .map_err(|e| Error::Io(e.into_error()))?
         .sync_all()?;
     Ok((record, records))
+}
+
+fn stored_name(tensor: &PackTensor, dtype: StoredDtype) -> &'static str {
+    match tensor.dtype.is_int() {
+        true => "I32",
+        false => dtype.name(),
+    }
 }
 
 /// f32 bytes as `dtype`; none when a value is not finite, before or after.

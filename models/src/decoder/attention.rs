@@ -34,8 +34,24 @@ impl Attention {
         observe: Observer,
     ) -> Tensor<3> {
         let [batch, tokens, hidden] = input.dims();
-        let flat = input.reshape([batch * tokens, hidden]);
-        observe(Site::Qkv, &flat);
+        observe(Site::Qkv, &input.clone().reshape([batch * tokens, hidden]));
+        let mixed = self.mix(input, rotary, cache);
+        observe(Site::O, &mixed);
+        self.output
+            .forward(mixed)
+            .reshape([batch as i32, tokens as i32, -1])
+    }
+
+    /// The first stage of [`Attention::forward`]: from the normalised `[batch, tokens, hidden]` to the input of the output
+    /// projection, `[batch * tokens, heads * head_dim]`.
+    pub fn mix(
+        &self,
+        normed: Tensor<3>,
+        rotary: &RotaryTable,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<2> {
+        let [batch, tokens, hidden] = normed.dims();
+        let flat = normed.reshape([batch * tokens, hidden]);
         let mut qkv = self.qkv.forward(flat).into_iter();
         let mut heads = |per_head: &Option<RmsNorm>| {
             let x = qkv.next().expect("the qkv site has three members");
@@ -53,10 +69,6 @@ impl Attention {
             Some(cache) => cache.append(k, v),
             None => (k, v, tokens),
         };
-        let mixed = ops::attention(q, k, v, keys, None).reshape([(batch * tokens) as i32, -1]);
-        observe(Site::O, &mixed);
-        self.output
-            .forward(mixed)
-            .reshape([batch as i32, tokens as i32, -1])
+        ops::attention(q, k, v, keys, None).reshape([(batch * tokens) as i32, -1])
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::{Attention, FeedForward, Observer, RotaryTable, Site, norm};
 use crate::cache::LayerCache;
-use crate::projection::Projection;
+use crate::projection::{Projection, ProjectionGroup};
 
 /// `h = x + attention(norm x)`, then `h + feed_forward(norm h)`.
 #[derive(Module, Debug)]
@@ -26,13 +26,24 @@ impl DecoderLayer {
         cache: Option<&mut LayerCache>,
         observe: Observer,
     ) -> Tensor<3> {
-        let normed = norm(&self.input_norm, input.clone());
+        let normed = self.attention_input(input.clone());
         let hidden = self.attention.forward(normed, rotary, cache, observe) + input;
-        let normed = norm(&self.post_attention_norm, hidden.clone());
+        let normed = self.feed_forward_input(hidden.clone());
         self.feed_forward.forward(normed, observe) + hidden
     }
 
-    /// The projections of one site, in the order of [`Site::projections`].
+    /// What q, k and v read of the stream, of the same shape.
+    pub fn attention_input<const D: usize>(&self, stream: Tensor<D>) -> Tensor<D> {
+        norm(&self.input_norm, stream)
+    }
+
+    /// What gate and up read of the stream behind the attention, of the same shape.
+    pub fn feed_forward_input<const D: usize>(&self, stream: Tensor<D>) -> Tensor<D> {
+        norm(&self.post_attention_norm, stream)
+    }
+
+    /// The projections of one site, in the order of [`Site::projections`]. Where the site's group has a shared basis these
+    /// are its expansions, and map the latent: see [`DecoderLayer::group`].
     pub fn site(&self, site: Site) -> Vec<&Projection> {
         match site {
             Site::Qkv => self.attention.qkv.members.iter().collect(),
@@ -49,6 +60,24 @@ impl DecoderLayer {
             Site::O => vec![&mut self.attention.output],
             Site::GateUp => self.feed_forward.gate_up.members.iter_mut().collect(),
             Site::Down => vec![&mut self.feed_forward.down],
+        }
+    }
+
+    /// The group of a site of several projections; none for `o` and `down`.
+    pub fn group(&self, site: Site) -> Option<&ProjectionGroup> {
+        match site {
+            Site::Qkv => Some(&self.attention.qkv),
+            Site::GateUp => Some(&self.feed_forward.gate_up),
+            Site::O | Site::Down => None,
+        }
+    }
+
+    /// The group of a site, to be replaced by a pass.
+    pub fn group_mut(&mut self, site: Site) -> Option<&mut ProjectionGroup> {
+        match site {
+            Site::Qkv => Some(&mut self.attention.qkv),
+            Site::GateUp => Some(&mut self.feed_forward.gate_up),
+            Site::O | Site::Down => None,
         }
     }
 }

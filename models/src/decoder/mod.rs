@@ -1,6 +1,7 @@
 //! The decoder: one module tree for every family.
 
 mod attention;
+pub mod backward;
 mod embedding;
 mod feed_forward;
 mod layer;

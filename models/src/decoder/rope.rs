@@ -61,6 +61,11 @@ impl RotaryTable {
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         ops::rotate(x, self.cos.clone(), self.sin.clone())
     }
+
+    /// The gradient of [`RotaryTable::rotate`] in its input, of the same shape.
+    pub(crate) fn rotate_backward(&self, gradient: Tensor<4>) -> Tensor<4> {
+        ops::rotate_backward(gradient, self.cos.clone(), self.sin.clone())
+    }
 }
 
 /// One frequency after scaling. `llama3` is the ramp of Meta's Llama 3.1 reference code.

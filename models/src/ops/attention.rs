@@ -5,6 +5,7 @@
 //! query over a long context can be shared among threads. Tiles and runs begin at fixed keys: what a query gets does not
 //! depend on the queries beside it or on how many there are.
 
+pub(crate) mod backward;
 mod tile;
 
 use super::parallel::{self, Parts};

@@ -1,5 +1,7 @@
 //! Operations on each row or value by itself: RMSNorm, the rotary embedding, SwiGLU, log-sum-exp.
 
+pub(crate) mod backward;
+
 use super::parallel::{self, Parts};
 use super::simd::{self, Kernel, LANES, Simd};
 
@@ -7,7 +9,7 @@ use super::simd::{self, Kernel, LANES, Simd};
 const SHARE: usize = 16384;
 
 /// Calls `f` with ranges of rows that cover `0..rows`, on all threads when there are many values.
-fn over_rows(rows: usize, width: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
+pub(super) fn over_rows(rows: usize, width: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
     let share = (SHARE / width.max(1)).clamp(1, rows.max(1));
     parallel::for_each(rows.div_ceil(share), |task| {
         f(task * share..((task + 1) * share).min(rows));

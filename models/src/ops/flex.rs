@@ -8,7 +8,9 @@ use half::{bf16, f16};
 
 use super::attention::{self, Strided};
 use super::blocks::{BlockFormat, BlocksView};
+use super::cross_entropy::{self, Target};
 use super::elementwise;
+use super::gather;
 use super::linear::{self, Bf16, F16, F32, Sizes};
 use super::quantized;
 
@@ -19,6 +21,23 @@ pub(super) trait DecoderOps: Backend {
     fn by_output(weight: FloatTensor<Self>) -> FloatTensor<Self>;
     fn block_linear(
         x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        minimums: FloatTensor<Self>,
+        format: BlockFormat,
+        out: usize,
+    ) -> FloatTensor<Self>;
+    fn identity(
+        x: FloatTensor<Self>,
+        pivots: IntTensor<Self>,
+        others: IntTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    #[allow(clippy::too_many_arguments, reason = "a matrix in blocks is five")]
+    fn block_identity(
+        x: FloatTensor<Self>,
+        pivots: IntTensor<Self>,
+        others: IntTensor<Self>,
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
         minimums: FloatTensor<Self>,
@@ -45,6 +64,27 @@ pub(super) trait DecoderOps: Backend {
         mask: BoolTensor<Self>,
         keys: usize,
     ) -> FloatTensor<Self>;
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    fn attend_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    fn cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: Vec<Target>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
 /// A tensor whose values lie in order, without gaps.
@@ -144,6 +184,32 @@ impl DecoderOps for Flex {
         tensor(y, [rows, out])
     }
 
+    fn identity(
+        x: FlexTensor,
+        pivots: FlexTensor,
+        others: FlexTensor,
+        weight: FlexTensor,
+    ) -> FlexTensor {
+        let x = packed(x);
+        add_picked(Self::linear(pick(&x, others), weight), &x, pivots)
+    }
+
+    fn block_identity(
+        x: FlexTensor,
+        pivots: FlexTensor,
+        others: FlexTensor,
+        codes: FlexTensor,
+        scales: FlexTensor,
+        minimums: FlexTensor,
+        format: BlockFormat,
+        out: usize,
+    ) -> FlexTensor {
+        let x = packed(x);
+        let rest = pick(&x, others);
+        let y = Self::block_linear(rest, codes, scales, minimums, format, out);
+        add_picked(y, &x, pivots)
+    }
+
     fn rms_norm(x: FlexTensor, gamma: FlexTensor, epsilon: f32) -> FlexTensor {
         let (x, gamma) = (packed(x), packed(gamma));
         let mut y = vec![0.0; x.layout().num_elements()];
@@ -178,6 +244,94 @@ impl DecoderOps for Flex {
     ) -> FlexTensor {
         attend(q, k, v, Some(packed(mask)), keys)
     }
+
+    fn rms_norm_backward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        gradient: FlexTensor,
+        epsilon: f32,
+    ) -> FlexTensor {
+        let (x, gamma, gradient) = (packed(x), packed(gamma), packed(gradient));
+        let mut out = vec![0.0; x.layout().num_elements()];
+        elementwise::backward::rms_norm_backward(
+            values(&x),
+            values(&gamma),
+            epsilon,
+            values(&gradient),
+            &mut out,
+        );
+        tensor(out, x.layout().shape().clone())
+    }
+
+    fn swiglu_backward(
+        gate: FlexTensor,
+        up: FlexTensor,
+        gradient: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        let (mut gate, mut up, gradient) = (owned(gate), owned(up), packed(gradient));
+        elementwise::backward::swiglu_backward(
+            gate.storage_mut::<f32>(),
+            up.storage_mut::<f32>(),
+            values(&gradient),
+        );
+        (gate, up)
+    }
+
+    fn attend_backward(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        gradient: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (q, k, v, gradient) = (packed(q), readable(k), readable(v), packed(gradient));
+        let sizes = attention_sizes(&q, &k, &v, q.layout().shape()[1]);
+        let keys = sizes.batch * sizes.tokens * sizes.kv_heads * sizes.head_dim;
+        let mut of_q = vec![0.0; q.layout().num_elements()];
+        let (mut of_k, mut of_v) = (vec![0.0; keys], vec![0.0; keys]);
+        attention::backward::attention_backward(
+            sizes,
+            values(&q),
+            strided(&k),
+            strided(&v),
+            values(&gradient),
+            attention::backward::Gradients {
+                q: &mut of_q,
+                k: &mut of_k,
+                v: &mut of_v,
+            },
+        );
+        let by_token = [sizes.batch, sizes.tokens, sizes.kv_heads, sizes.head_dim];
+        let by_head = |x: Vec<f32>| tensor(x, by_token).transpose(1, 2);
+        (
+            tensor(of_q, q.layout().shape().clone()),
+            by_head(of_k),
+            by_head(of_v),
+        )
+    }
+
+    fn cross_entropy(logits: FlexTensor, targets: Vec<Target>) -> (FlexTensor, FlexTensor) {
+        let mut logits = owned(logits);
+        let mut losses = vec![0.0; targets.len()];
+        cross_entropy::cross_entropy(logits.storage_mut::<f32>(), &targets, &mut losses);
+        let rows = targets.len();
+        (logits, tensor(losses, [rows]))
+    }
+}
+
+/// The columns of a packed `x` at `indices`, of i32.
+fn pick(x: &FlexTensor, indices: FlexTensor) -> FlexTensor {
+    let indices = packed(indices);
+    let (rows, width) = (x.layout().shape()[0], x.layout().shape()[1]);
+    let picked = gather::pick(values(x), width, values(&indices));
+    tensor(picked, [rows, indices.layout().num_elements()])
+}
+
+/// `y`, fresh from a product, and the columns of a packed `x` at `indices`, of i32.
+fn add_picked(y: FlexTensor, x: &FlexTensor, indices: FlexTensor) -> FlexTensor {
+    let (mut y, indices) = (owned(y), packed(indices));
+    let width = x.layout().shape()[1];
+    gather::add_picked(values(x), width, values(&indices), y.storage_mut::<f32>());
+    y
 }
 
 fn attend(
@@ -188,6 +342,25 @@ fn attend(
     keys: usize,
 ) -> FlexTensor {
     let (q, k, v) = (packed(q), readable(k), readable(v));
+    let sizes = attention_sizes(&q, &k, &v, keys);
+    let mut out = vec![0.0; q.layout().num_elements()];
+    let mask = mask.as_ref().map(|m| {
+        assert_eq!(m.dtype().size(), 1, "a mask of bytes");
+        let start = m.layout().start_offset();
+        &m.bytes()[start..start + m.layout().num_elements()]
+    });
+    attention::attention(sizes, values(&q), strided(&k), strided(&v), mask, &mut out);
+    tensor(out, q.layout().shape().clone())
+}
+
+/// The sizes of `q` `[batch, tokens, heads, head_dim]` over `keys` of `k` and `v`
+/// `[batch, kv_heads, capacity, head_dim]`.
+fn attention_sizes(
+    q: &FlexTensor,
+    k: &FlexTensor,
+    v: &FlexTensor,
+    keys: usize,
+) -> attention::Sizes {
     let shape = q.layout().shape();
     let sizes = attention::Sizes {
         batch: shape[0],
@@ -205,14 +378,7 @@ fn attend(
             && k_shape[3] == sizes.head_dim,
         "queries {shape:?}, keys {k_shape:?}, values {v_shape:?}, {keys} of them"
     );
-    let mut out = vec![0.0; q.layout().num_elements()];
-    let mask = mask.as_ref().map(|m| {
-        assert_eq!(m.dtype().size(), 1, "a mask of bytes");
-        let start = m.layout().start_offset();
-        &m.bytes()[start..start + m.layout().num_elements()]
-    });
-    attention::attention(sizes, values(&q), strided(&k), strided(&v), mask, &mut out);
-    tensor(out, shape.clone())
+    sizes
 }
 
 /// Keys or values that the kernel can read where they lie: each key's numbers together.

@@ -29,6 +29,10 @@ pub(crate) trait Format: Copy + 'static {
     const STEP: usize;
     unsafe fn load_x<S: Simd>(from: *const Self::X) -> Self::XVector<S>;
     unsafe fn load_w<S: Simd>(from: *const Self::W) -> Self::WVector<S>;
+    /// The last `count` < [`Format::STEP`] elements of a row, zeros behind them.
+    unsafe fn tail_x<S: Simd>(from: *const Self::X, count: usize) -> Self::XVector<S>;
+    /// As [`Format::tail_x`].
+    unsafe fn tail_w<S: Simd>(from: *const Self::W, count: usize) -> Self::WVector<S>;
     unsafe fn step<S: Simd>(acc: S::F, x: Self::XVector<S>, w: Self::WVector<S>) -> S::F;
 }
 
@@ -44,7 +48,7 @@ pub(crate) struct Bf16;
 
 /// A format from its element types, vectors and instructions.
 macro_rules! row_format {
-    ($name:ident: $x:ty as $xv:ident by $load_x:ident, $w:ty as $wv:ident by $load_w:ident, $step:literal, |$acc:ident, $a:ident, $b:ident| $do:expr) => {
+    ($name:ident: $x:ty as $xv:ident by $load_x:ident $tail_x:ident, $w:ty as $wv:ident by $load_w:ident $tail_w:ident, $step:literal, |$acc:ident, $a:ident, $b:ident| $do:expr) => {
         // SAFETY of the blocks: pointers and CPU are the caller's to vouch for.
         impl Format for $name {
             type X = $x;
@@ -61,6 +65,14 @@ macro_rules! row_format {
                 unsafe { S::$load_w(from) }
             }
             #[inline(always)]
+            unsafe fn tail_x<S: Simd>(from: *const $x, count: usize) -> S::$xv {
+                unsafe { S::$tail_x(from, count) }
+            }
+            #[inline(always)]
+            unsafe fn tail_w<S: Simd>(from: *const $w, count: usize) -> S::$wv {
+                unsafe { S::$tail_w(from, count) }
+            }
+            #[inline(always)]
             unsafe fn step<S: Simd>($acc: S::F, $a: S::$xv, $b: S::$wv) -> S::F {
                 unsafe { $do }
             }
@@ -68,9 +80,9 @@ macro_rules! row_format {
     };
 }
 
-row_format!(F32: f32 as F by load, f32 as F by load, 16, |acc, x, w| S::fma(x, w, acc));
-row_format!(F16: f32 as F by load, u16 as F by load_f16, 16, |acc, x, w| S::fma(x, w, acc));
-row_format!(Bf16: u16 as B by load_bf16, u16 as B by load_bf16, 32, |acc, x, w| S::dot_bf16(acc, x, w));
+row_format!(F32: f32 as F by load load_some, f32 as F by load load_some, 16, |acc, x, w| S::fma(x, w, acc));
+row_format!(F16: f32 as F by load load_some, u16 as F by load_f16 load_some_f16, 16, |acc, x, w| S::fma(x, w, acc));
+row_format!(Bf16: u16 as B by load_bf16 load_some_bf16, u16 as B by load_bf16 load_some_bf16, 32, |acc, x, w| S::dot_bf16(acc, x, w));
 
 /// The sizes of one product.
 #[derive(Clone, Copy, Debug)]
@@ -237,7 +249,7 @@ impl<T: Format> Block<'_, T> {
 /// The running sums of one row of X with one row of W.
 #[inline(always)]
 unsafe fn dot<S: Simd, T: Format>(x: *const T::X, w: *const T::W, length: usize) -> S::F {
-    // SAFETY: passed on to the caller; the last step reads copies padded with zeros.
+    // SAFETY: passed on to the caller; the last step reads no further than the row.
     unsafe {
         let mut acc = S::splat(0.0);
         let whole = length / T::STEP * T::STEP;
@@ -248,8 +260,8 @@ unsafe fn dot<S: Simd, T: Format>(x: *const T::X, w: *const T::W, length: usize)
             k += T::STEP;
         }
         if whole < length {
-            let xv = T::load_x::<S>(padded(x.add(whole), length - whole).as_ptr());
-            let wv = T::load_w::<S>(padded(w.add(whole), length - whole).as_ptr());
+            let xv = T::tail_x::<S>(x.add(whole), length - whole);
+            let wv = T::tail_w::<S>(w.add(whole), length - whole);
             acc = T::step::<S>(acc, xv, wv);
         }
         acc
@@ -305,7 +317,7 @@ unsafe fn tile<S: Simd, T: Format, const M: usize, const N: usize>(
     length: usize,
     place: Place,
 ) -> usize {
-    // SAFETY: passed on to the caller; the last step reads copies padded with zeros.
+    // SAFETY: passed on to the caller; the last step reads no further than the row.
     unsafe {
         let mut acc = [[S::splat(0.0); N]; M];
         let whole = length / T::STEP * T::STEP;
@@ -323,15 +335,17 @@ unsafe fn tile<S: Simd, T: Format, const M: usize, const N: usize>(
             }
             k += T::STEP;
         }
+        // A rank is seldom a multiple of a vector: a row's end is loaded once for the whole tile, as any other step is.
         if whole < length {
-            for n in 0..N {
-                let wv =
-                    T::load_w::<S>(padded(w.add(n * w_stride + whole), length - whole).as_ptr());
-                for m in 0..M {
-                    let xv = T::load_x::<S>(
-                        padded(x.add(m * x_stride + whole), length - whole).as_ptr(),
-                    );
-                    acc[m][n] = T::step::<S>(acc[m][n], xv, wv);
+            let rest = length - whole;
+            let mut wv = [T::tail_w::<S>(w.add(whole), rest); N];
+            for n in 1..N {
+                wv[n] = T::tail_w::<S>(w.add(n * w_stride + whole), rest);
+            }
+            for m in 0..M {
+                let xv = T::tail_x::<S>(x.add(m * x_stride + whole), rest);
+                for n in 0..N {
+                    acc[m][n] = T::step::<S>(acc[m][n], xv, wv[n]);
                 }
             }
         }
@@ -351,13 +365,4 @@ unsafe fn tile<S: Simd, T: Format, const M: usize, const N: usize>(
         }
     }
     M
-}
-
-/// `count` elements, zeros behind them.
-#[inline(always)]
-unsafe fn padded<E: Copy + Default>(from: *const E, count: usize) -> [E; 32] {
-    let mut out = [E::default(); 32];
-    // SAFETY: the caller's pointer is good for `count` < 32 elements.
-    unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), count) };
-    out
 }

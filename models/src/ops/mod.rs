@@ -13,9 +13,12 @@
 )]
 
 mod attention;
+mod backward;
 mod blocks;
+mod cross_entropy;
 mod elementwise;
 mod flex;
+mod gather;
 mod linear;
 mod machine;
 mod mapped;
@@ -30,7 +33,11 @@ mod tests;
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{Bool, DType, Int, Tensor};
 
+pub use backward::{
+    attention_backward, cross_entropy, rms_norm_backward, rotate_backward, swiglu_backward,
+};
 pub use blocks::{BLOCK, BlockFormat, Blocks, PANEL};
+pub use cross_entropy::Target;
 pub use elementwise::log_sum_exp;
 pub use machine::{Machine, machine};
 pub use mapped::MappedFile;
@@ -112,6 +119,72 @@ pub fn block_linear(x: Tensor<2>, weight: BlockTensors) -> Tensor<2> {
             out,
         ))
     })
+}
+
+/// `x_J + x_N W`: the columns of `x` `[rows, in]` at `pivots` `[r]`, plus those at `others` `[in - r]` times `weight`
+/// `[in - r, r]`, as [`linear`].
+///
+/// # Panics
+/// When the widths differ or an index is not below `in`.
+pub fn identity(
+    x: Tensor<2>,
+    pivots: Tensor<1, Int>,
+    others: Tensor<1, Int>,
+    weight: Tensor<2>,
+) -> Tensor<2> {
+    timed(Op::Linear, || {
+        let shape = [others.dims()[0], pivots.dims()[0]];
+        assert_eq!(weight.dims(), shape, "the other inputs and the pivots");
+        if !(ours(&x) && i32s(&pivots) && i32s(&others)) {
+            return plain::identity(x, pivots, others, |x| plain::linear(x, weight));
+        }
+        Tensor::from_dispatch(Dispatch::identity(
+            x.into_dispatch(),
+            pivots.into_dispatch(),
+            others.into_dispatch(),
+            weight.into_dispatch(),
+        ))
+    })
+}
+
+/// [`identity`] for block-quantised `Wᵀ` `[r, in - r]`, as [`block_linear`].
+///
+/// # Panics
+/// As [`identity`].
+pub fn block_identity(
+    x: Tensor<2>,
+    pivots: Tensor<1, Int>,
+    others: Tensor<1, Int>,
+    weight: BlockTensors,
+) -> Tensor<2> {
+    timed(Op::BlockLinear, || {
+        let shape = [others.dims()[0], pivots.dims()[0]];
+        assert_eq!(
+            [weight.input, weight.out],
+            shape,
+            "the other inputs and the pivots"
+        );
+        if !(ours(&x) && i32s(&pivots) && i32s(&others)) {
+            return plain::identity(x, pivots, others, |x| plain::block_linear(x, weight));
+        }
+        let (format, out) = (weight.format, weight.out);
+        let minimums = weight.minimums.unwrap_or_else(|| weight.scales.clone());
+        Tensor::from_dispatch(Dispatch::block_identity(
+            x.into_dispatch(),
+            pivots.into_dispatch(),
+            others.into_dispatch(),
+            weight.codes.into_dispatch(),
+            weight.scales.into_dispatch(),
+            minimums.into_dispatch(),
+            format,
+            out,
+        ))
+    })
+}
+
+/// Whether indices are of the type our kernels read.
+fn i32s(indices: &Tensor<1, Int>) -> bool {
+    indices.dtype() == DType::I32
 }
 
 /// The values `[out, in]` that the codes stand for, in f32.

@@ -1,10 +1,12 @@
 //! The operations of this folder composed of plain Burn operations: for devices without kernels of our own, for autodiff,
 //! and as what the kernels are tested against.
 
+pub(super) mod backward;
+
 use burn::tensor::activation::silu;
 use burn::tensor::module::attention as scaled;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::BlockTensors;
 use super::blocks::{BLOCK, BlockFormat, PANEL};
@@ -40,6 +42,16 @@ pub(super) fn block_linear(x: Tensor<2>, weight: BlockTensors) -> Tensor<2> {
     let rounded = (blocks / scale.clone()).round() * scale;
     let rounded = rounded.reshape([rows, filled]).narrow(1, 0, input);
     rounded.matmul(dequantize(weight).transpose())
+}
+
+/// See [`super::identity`] and [`super::block_identity`]; `product` is that with the weight.
+pub(super) fn identity(
+    x: Tensor<2>,
+    pivots: Tensor<1, Int>,
+    others: Tensor<1, Int>,
+    product: impl FnOnce(Tensor<2>) -> Tensor<2>,
+) -> Tensor<2> {
+    product(x.clone().select(1, others)) + x.select(1, pivots)
 }
 
 /// See [`super::block_rows`].
@@ -155,14 +167,7 @@ pub(super) fn attention(
     }
     // Where the diagonal starts differs between backends once there is a past: say it with a mask.
     let seen: Tensor<2, Bool> = match mask {
-        None => {
-            let row = Tensor::<1, Int>::arange(past as i64..keys as i64, &device);
-            let column = Tensor::<1, Int>::arange(0..keys as i64, &device);
-            column
-                .unsqueeze_dim::<2>(0)
-                .repeat_dim(0, tokens)
-                .lower_equal(row.unsqueeze_dim::<2>(1).repeat_dim(1, keys))
-        }
+        None => causal(past, tokens, &device),
         Some(mask) if past == 0 => mask,
         Some(mask) => {
             let before = Tensor::<2, Int>::ones([tokens, past], &device).bool();
@@ -174,4 +179,15 @@ pub(super) fn attention(
         .unsqueeze::<4>()
         .expand([batch, heads, tokens, keys]);
     scaled(q, k, v, Some(hidden), None, options(false)).swap_dims(1, 2)
+}
+
+/// Which of the `past + tokens` keys each of the last `tokens` sees: those up to its own.
+fn causal(past: usize, tokens: usize, device: &Device) -> Tensor<2, Bool> {
+    let keys = past + tokens;
+    let row = Tensor::<1, Int>::arange(past as i64..keys as i64, device);
+    let column = Tensor::<1, Int>::arange(0..keys as i64, device);
+    column
+        .unsqueeze_dim::<2>(0)
+        .repeat_dim(0, tokens)
+        .lower_equal(row.unsqueeze_dim::<2>(1).repeat_dim(1, keys))
 }

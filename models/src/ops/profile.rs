@@ -15,17 +15,26 @@ pub enum Op {
     RmsNorm,
     Rotary,
     SwiGlu,
+    /// The way back through attention.
+    AttentionBackward,
+    /// The way back through RMSNorm and SwiGLU.
+    ElementwiseBackward,
+    /// The loss of rows of logits and its gradient.
+    CrossEntropy,
 }
 
 impl Op {
     /// Every kind.
-    pub const ALL: [Op; 6] = [
+    pub const ALL: [Op; 9] = [
         Op::Linear,
         Op::BlockLinear,
         Op::Attention,
         Op::RmsNorm,
         Op::Rotary,
         Op::SwiGlu,
+        Op::AttentionBackward,
+        Op::ElementwiseBackward,
+        Op::CrossEntropy,
     ];
 
     /// The name of the operation.
@@ -37,6 +46,9 @@ impl Op {
             Op::RmsNorm => "rms_norm",
             Op::Rotary => "rotary",
             Op::SwiGlu => "swiglu",
+            Op::AttentionBackward => "attention_backward",
+            Op::ElementwiseBackward => "elementwise_backward",
+            Op::CrossEntropy => "cross_entropy",
         }
     }
 }

@@ -75,6 +75,34 @@ proptest! {
     }
 
     #[test]
+    fn an_identity_block_is_plain_and_each_row_its_own(
+        rows in 1usize..20, rank in 1usize..60, rest in 1usize..90, dtype in dtypes(),
+        format in prop::sample::select(vec![BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min]),
+    ) {
+        let (device, input) = (Device::flex(), rank + rest);
+        let x = random([rows, input]);
+        let indices = |values: Vec<i32>| {
+            let shape = [values.len()];
+            Tensor::<1, Int>::from_data(TensorData::new(values, shape), (&device, DType::I32))
+        };
+        // Any split of the inputs will do for the kernel; this one mixes them.
+        let mut order: Vec<i32> = (0..input as i32).collect();
+        order.sort_by_key(|i| (i * 37 % 101, *i));
+        let (pivots, others) = (indices(order[..rank].to_vec()), indices(order[rank..].to_vec()));
+        let weight = random([rank, rest]).cast(dtype).transpose();
+        let ours = |x| identity(x, pivots.clone(), others.clone(), weight.clone());
+        let expected = plain::identity(x.clone(), pivots.clone(), others.clone(), |x| plain::linear(x, weight.clone()));
+        close(ours(x.clone()), expected, 1e-5);
+        same_alone(&x, ours);
+        let blocks = Blocks::quantize(&values(random([rank, rest])), rank, rest, format);
+        let weight = BlockLinear::new(blocks, None, &device).tensors();
+        let ours = |x| block_identity(x, pivots.clone(), others.clone(), weight.clone());
+        let expected = plain::identity(x.clone(), pivots.clone(), others.clone(), |x| plain::block_linear(x, weight.clone()));
+        close(ours(x.clone()), expected, 2e-5);
+        same_alone(&x, ours);
+    }
+
+    #[test]
     fn norm_rotary_and_swiglu_are_plain(batch in 1usize..3, tokens in 1usize..9, heads in 1usize..4, half in 1usize..40) {
         let (rows, width) = (batch * tokens, heads * 2 * half);
         let (x, y) = (random([rows, width]), random([rows, width]));
@@ -123,6 +151,68 @@ proptest! {
         let turned = |x: Tensor<4>| x.swap_dims(1, 2).reshape([batch, keys + spare, kv_heads * d])
             .reshape([batch, keys + spare, kv_heads, d]).swap_dims(1, 2);
         prop_assert_eq!(values(attention(q, turned(k), turned(v), keys, mask)), values(ours));
+    }
+
+    #[test]
+    fn gradients_of_norm_rotary_and_swiglu_are_plain(rows in 1usize..9, heads in 1usize..4, half in 1usize..40) {
+        let width = heads * 2 * half;
+        let (x, y, g) = (random([rows, width]), random([rows, width]), random([rows, width]));
+        let gamma = random([width]);
+        let ours = rms_norm_backward(x.clone(), gamma.clone(), 1e-3, g.clone());
+        let norm = |x, g| plain::backward::rms_norm_backward(x, gamma.clone(), 1e-3, g);
+        close(ours, norm(x.clone(), g.clone()), 2e-5);
+        let whole = |x: &Tensor<2>| x.clone().reshape([1, rows, heads, 2 * half]);
+        let per_head = rms_norm_backward(whole(&x), gamma.clone().narrow(0, 0, 2 * half), 1e-3, whole(&g));
+        let plain_head = plain::backward::rms_norm_backward(whole(&x), gamma.clone().narrow(0, 0, 2 * half), 1e-3, whole(&g));
+        close(per_head, plain_head, 2e-5);
+        // Wide, so that both tails of the sigmoid are met.
+        let wide = x.clone() * 120.0;
+        let ours = swiglu_backward(wide.clone(), y.clone(), g.clone());
+        let expected = plain::backward::swiglu_backward(wide.clone(), y.clone(), g.clone());
+        close(ours.0, expected.0, 1e-5);
+        close(ours.1, expected.1, 1e-5);
+        // The gradient of a rotation: <rotate x, g> = <x, rotate_backward g>.
+        let (cos, sin) = (random([rows, half]), random([rows, half]));
+        let product = |a: Tensor<4>, b: Tensor<4>| values((a * b).sum().reshape([1]))[0];
+        let there = product(rotate(whole(&x), cos.clone(), sin.clone()), whole(&g));
+        let back = product(whole(&x), rotate_backward(whole(&g), cos, sin));
+        prop_assert!((there - back).abs() < 1e-3, "{there} and {back}");
+        // What somebody else still holds is not written over.
+        prop_assert_eq!(values(wide), values(x * 120.0));
+    }
+
+    #[test]
+    fn gradients_of_attention_are_plain(
+        batch in 1usize..3, tokens in prop::sample::select(vec![1usize, 2, 17, 63, 64, 65, 130, 200]),
+        kv_heads in 1usize..3, group in 1usize..4, d in prop::sample::select(vec![2usize, 8, 16, 24, 64, 80]),
+    ) {
+        let heads = kv_heads * group;
+        let q = random([batch, tokens, heads, d]) * 4.0;
+        let (k, v) = (random([batch, kv_heads, tokens, d]), random([batch, kv_heads, tokens, d]));
+        let g = random([batch, tokens, heads, d]);
+        let ours = attention_backward(q.clone(), k.clone(), v.clone(), g.clone());
+        let expected = plain::backward::attention_backward(q.clone(), k.clone(), v.clone(), g.clone());
+        close(ours.0.clone(), expected.0, 5e-5);
+        close(ours.1, expected.1, 5e-5);
+        close(ours.2, expected.2, 5e-5);
+        // The same from memory in another order: heads and keys exchanged.
+        let turned = |x: Tensor<4>| x.swap_dims(1, 2).reshape([batch, tokens, kv_heads * d])
+            .reshape([batch, tokens, kv_heads, d]).swap_dims(1, 2);
+        let again = attention_backward(q, turned(k), turned(v), g);
+        prop_assert_eq!(values(again.0), values(ours.0));
+    }
+
+    #[test]
+    fn cross_entropy_is_plain(rows in 1usize..6, vocab in prop::sample::select(vec![1usize, 7, 16, 50, 1024, 3001]), drawn: bool) {
+        let logits = random([rows, vocab]) * 6.0;
+        let targets: Vec<Target> = (0..rows).map(|i| match drawn {
+            true => Target::Draw((i as f64 * 0.37 + 0.11).fract()),
+            false => Target::Token((i * 7 % vocab) as u32),
+        }).collect();
+        let (gradient, losses) = cross_entropy(logits.clone(), &targets);
+        let expected = plain::backward::cross_entropy(logits, &targets);
+        close(gradient, expected.0, 1e-5);
+        close(losses, expected.1, 1e-5);
     }
 
     #[test]
@@ -185,6 +275,40 @@ fn a_key_that_is_no_number_is_not_lost() {
         let y = values(attention(q, k, random([1, 1, keys, 16]), keys, None));
         assert!(y.iter().all(|v| v.is_nan()), "{keys}");
     }
+}
+
+#[test]
+fn a_gradient_that_is_no_number_is_not_lost() {
+    let (device, tokens) = (Device::flex(), 70);
+    let x = || random([1, tokens, 1, 16]);
+    for at in [1, 65] {
+        let bad = Tensor::<4>::full([1, 1, 1, 16], f32::NAN, &device);
+        let (before, behind) = (x().narrow(1, 0, at), x().narrow(1, at, tokens - at - 1));
+        let g = Tensor::cat(vec![before, bad, behind], 1);
+        let (q, k, v) = attention_backward(x(), x().swap_dims(1, 2), x().swap_dims(1, 2), g);
+        assert!(values(q.narrow(1, at, 1)).iter().all(|v| v.is_nan()));
+        for of_keys in [k, v] {
+            // The keys that the query has seen.
+            assert!(
+                values(of_keys.narrow(2, 0, at + 1))
+                    .iter()
+                    .all(|v| v.is_nan())
+            );
+        }
+    }
+    let (gradient, losses) = cross_entropy(
+        Tensor::cat(
+            vec![random([1, 40]), Tensor::full([1, 40], f32::NAN, &device)],
+            0,
+        ),
+        &[Target::Token(3), Target::Draw(0.5)],
+    );
+    assert!(
+        values(gradient.narrow(0, 0, 1))
+            .iter()
+            .all(|v| v.is_finite())
+    );
+    assert!(values(losses)[1].is_nan());
 }
 
 #[test]

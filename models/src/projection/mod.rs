@@ -1,9 +1,13 @@
 //! Linear maps of the decoder: dense or compressed, one file a kind, all with the shapes of `nn::Linear`.
 
+mod basis;
 mod group;
+mod identity;
 mod low_rank;
 mod matrix;
 mod quantized;
+#[cfg(test)]
+mod tests;
 
 use burn::module::Module;
 use burn::nn::Linear;
@@ -11,7 +15,9 @@ use burn::tensor::Tensor;
 
 use crate::ops;
 
+pub use basis::Basis;
 pub use group::ProjectionGroup;
+pub use identity::IdentityBasis;
 pub use low_rank::LowRank;
 pub use matrix::Matrix;
 pub use quantized::BlockLinear;
@@ -28,7 +34,7 @@ pub use quantized::BlockLinear;
 pub enum Projection {
     /// The matrix itself.
     Dense(Linear),
-    /// `W ≈ B A`: see [`LowRank`].
+    /// `W ≈ B A`, with an identity block in A or without: see [`LowRank`].
     LowRank(LowRank),
     /// 8 or 4 bits a weight: see [`BlockLinear`].
     Quantized(BlockLinear),
@@ -60,7 +66,7 @@ impl Projection {
                 let shape = linear.weight.lazy_shape();
                 (shape[1], shape[0])
             }
-            Projection::LowRank(l) => (l.expansion.shape().0, l.basis.shape().1),
+            Projection::LowRank(l) => (l.expansion.shape().0, l.basis.input()),
             Projection::Quantized(blocks) => blocks.shape(),
         }
     }
@@ -77,7 +83,10 @@ impl Projection {
     pub fn kind(&self) -> &'static str {
         match self {
             Projection::Dense(_) => "dense",
-            Projection::LowRank(_) => "low-rank",
+            Projection::LowRank(low_rank) => match low_rank.basis {
+                Basis::Dense(_) => "low-rank",
+                Basis::Identity(_) => "identity-block",
+            },
             Projection::Quantized(_) => "quantized",
         }
     }
@@ -86,7 +95,7 @@ impl Projection {
     pub fn scalars(&self) -> u64 {
         let count = |(out, input): (usize, usize)| (out * input) as u64;
         match self {
-            Projection::LowRank(l) => count(l.basis.shape()) + count(l.expansion.shape()),
+            Projection::LowRank(l) => l.basis.scalars() + count(l.expansion.shape()),
             _ => count(self.shape()),
         }
     }

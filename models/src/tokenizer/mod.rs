@@ -184,6 +184,15 @@ impl Tokenizer {
         &self.eos_ids
     }
 
+    /// Ids of special tokens, sorted: they begin, end or pad texts and mark turns, and are no text themselves.
+    pub fn special_ids(&self) -> Vec<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special);
+        let mut ids: Vec<u32> = special.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// Number of ids the tokenizer knows, added tokens included. A model may have more embeddings, never fewer.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

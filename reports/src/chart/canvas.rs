@@ -98,12 +98,16 @@ pub(crate) fn draw(
     // The baseline is placed in pixels; the backend's shift in `ex` would differ between renderers.
     let body = body
         .replace(" dy=\"-0.5ex\"", "")
-        .replace(" opacity=\"1\"", "");
+        .replace(" opacity=\"1\"", "")
+        .replace(" stroke=\"none\"", "")
+        // Said once at the root: a heat map has thousands of texts.
+        .replace(&format!(" font-family=\"{}\"", font::FAMILY), "");
     Ok(format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {} {}\" \
-         role=\"img\" stroke-linejoin=\"round\">\n<title>{}</title>\n<desc>{}</desc>{body}",
+         role=\"img\" font-family=\"{}\" stroke-linejoin=\"round\">\n<title>{}</title>\n<desc>{}</desc>{body}",
         size.0,
         size.1,
+        font::FAMILY,
         font::escape(title),
         font::escape(description),
     ))

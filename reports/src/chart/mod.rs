@@ -1,8 +1,9 @@
-//! The trade-off chart: perplexity over keep ratio.
+//! The trade-off chart, perplexity over keep ratio; and heat maps of what was done to each projection.
 
 mod canvas;
 mod font;
 mod frame;
+mod heat;
 mod labels;
 mod paint;
 mod palette;
@@ -11,6 +12,7 @@ mod scale;
 
 use crate::error::ReportError;
 use crate::group::Group;
+pub(crate) use heat::{Quantity, svg as heat_map};
 pub(crate) use raster::png;
 
 /// Where a chart is shown, which decides its shape.

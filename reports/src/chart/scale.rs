@@ -12,6 +12,16 @@ pub(crate) struct Tick {
     pub label: String,
 }
 
+impl Tick {
+    /// A tick with exactly this many decimals.
+    pub fn fixed(value: f64, decimals: usize) -> Self {
+        Self {
+            value,
+            label: number::fixed(value, decimals),
+        }
+    }
+}
+
 /// One axis: a range of values over a range of pixels, linear or logarithmic.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scale {
@@ -34,6 +44,16 @@ impl Scale {
             low: middle - half,
             high: middle + half,
             log: false,
+            pixels: (0.0, 1.0),
+        }
+    }
+
+    /// An axis over exactly this range.
+    pub fn exactly(low: f64, high: f64, log: bool) -> Self {
+        Self {
+            low,
+            high,
+            log,
             pixels: (0.0, 1.0),
         }
     }

@@ -1,15 +1,17 @@
 //! The page: one file without a network, for people who want to see what compression cost and where it was measured.
 
+mod compression;
 mod parts;
 mod tables;
 
 use maud::{DOCTYPE, PreEscaped, html};
 
 use crate::chart::{self, Place};
+use crate::compression::{Compressed, wording as say};
 use crate::error::ReportError;
 use crate::findings::findings;
 use crate::group::Group;
-use crate::report::Figure;
+use crate::report::{Figure, LayerFigures};
 use crate::wording;
 
 const STYLE: &str = include_str!("style.css");
@@ -20,6 +22,8 @@ pub(crate) fn page(
     title: &str,
     groups: &[Group<'_>],
     figures: &[Figure],
+    models: &[Compressed<'_>],
+    layers: Option<&LayerFigures>,
 ) -> Result<String, ReportError> {
     let mut sections = Vec::new();
     for (index, (group, figure)) in groups.iter().zip(figures).enumerate() {
@@ -52,15 +56,19 @@ pub(crate) fn page(
                             p.muted {
                                 "Measured in " (groups.len()) " different ways, which cannot be compared with each other: each has its own section."
                             }
+                        }
+                        @if groups.len() + usize::from(layers.is_some()) > 1 {
                             nav { ul {
                                 @for (index, group) in groups.iter().enumerate() {
                                     li { a href={ "#group-" (index + 1) } { (wording::heading(group)) } }
                                 }
+                                @if layers.is_some() { li { a href="#compression" { (say::HEADING) } } }
                             } }
                         }
                     }
                     @for section in &sections { (section) }
-                    footer { p.muted { "Written by cinder from evaluation results. Every number traces to a result file named under Provenance." } }
+                    @if let Some(layers) = layers { (compression::section(layers, models)) }
+                    footer { p.muted { "Written by cinder from evaluation results and compression records. Every number traces to a file named beside it or under Provenance." } }
                 }
                 script { (PreEscaped(SCRIPT)) }
             }

@@ -3,7 +3,8 @@
 #![allow(dead_code)]
 
 use cinder_eval::{CorpusIdentity, EvalResult, ModelIdentity, Perplexity};
-use cinder_reports::Evaluation;
+use cinder_models::checkpoint::SiteRecord;
+use cinder_reports::{CompressedSite, Compression, Evaluation, Results};
 
 const DENSE_SCALARS: u64 = 106_168_320;
 const OTHER_PARAMETERS: u64 = 28_346_688;
@@ -115,6 +116,138 @@ pub fn crowded() -> Vec<Evaluation> {
         all.push(other);
     }
     all
+}
+
+/// Every projection of a block of SmolLM2-135M: site, projection, `[out, in]`.
+const BLOCK: [(&str, &str, [usize; 2]); 7] = [
+    ("qkv", "q", [576, 576]),
+    ("qkv", "k", [192, 576]),
+    ("qkv", "v", [192, 576]),
+    ("o", "o", [576, 576]),
+    ("gate_up", "gate", [1536, 576]),
+    ("gate_up", "up", [1536, 576]),
+    ("down", "down", [576, 1536]),
+];
+
+/// A compression of `layers` layers by factoring every projection; the ends of the model keep more than its middle.
+pub fn compression(recipe: &str, keep_ratio: f64, layers: usize) -> Compression {
+    let slug = format!("{} {keep_ratio}", recipe).replace(' ', "-");
+    let mut sites = Vec::new();
+    for layer in 0..layers {
+        let middle = layers.saturating_sub(1) as f64 / 2.0;
+        let outer = (layer as f64 - middle).abs() / middle.max(1.0);
+        for (index, (site, projection, shape)) in BLOCK.into_iter().enumerate() {
+            let kept = (keep_ratio + 0.15 * (outer - 0.5) + 0.02 * (index as f64 - 3.0)).min(1.0);
+            let dense = kept >= 1.0;
+            let rank =
+                (kept * (shape[0] * shape[1]) as f64 / (shape[0] + shape[1]) as f64) as usize;
+            let scalars = if dense {
+                shape[0] * shape[1]
+            } else {
+                rank * (shape[0] + shape[1])
+            };
+            let record = SiteRecord {
+                layer,
+                site: site.to_owned(),
+                projection: projection.to_owned(),
+                kind: if dense { "dense" } else { "low-rank" }.to_owned(),
+                shape,
+                rank: (!dense).then_some(rank),
+                scalars: scalars as u64,
+                keep_ratio: scalars as f64 / (shape[0] * shape[1]) as f64,
+                error: if dense {
+                    0.0
+                } else {
+                    0.4 * (1.0 - kept) * 10f64.powf(-2.0 * outer)
+                },
+                predicted_loss: (!dense).then_some(0.001 * (1.0 - kept)),
+                condition: Some(1e3 + 1e5 * outer),
+                ..SiteRecord::default()
+            };
+            sites.push(CompressedSite {
+                record,
+                seconds: None,
+            });
+        }
+    }
+    Compression {
+        file: format!("runs/{slug}/cinder.json").into(),
+        path: format!("runs/{slug}").into(),
+        recipe: Some(recipe.to_owned()),
+        keep_ratio,
+        seconds: None,
+        sites,
+    }
+}
+
+/// As [`compression`], with a shared basis, identity blocks, a removed neuron, a fallback, and timings.
+pub fn varied(recipe: &str, keep_ratio: f64, layers: usize) -> Compression {
+    let mut varied = compression(recipe, keep_ratio, layers);
+    varied.seconds = Some(48.3);
+    for site in &mut varied.sites {
+        let record = &mut site.record;
+        site.seconds = Some(0.2);
+        let kind = match record.projection.as_str() {
+            "q" | "k" | "v" if record.kind != "dense" => {
+                // The basis counts with the first: more than it had.
+                record.keep_ratio = if record.projection == "q" { 1.1 } else { 0.3 };
+                if record.layer % 2 == 0 {
+                    "shared-basis"
+                } else {
+                    "shared-identity-block"
+                }
+            }
+            "o" if record.kind != "dense" => {
+                record.growth = Some(1.25);
+                "identity-block"
+            }
+            "down" => {
+                record.neurons = Some(1200);
+                "pruned"
+            }
+            _ => continue,
+        };
+        record.kind = kind.to_owned();
+    }
+    if let Some(last) = varied.sites.last_mut() {
+        last.record.fallback = Some("ridge raised to 1e-4".to_owned());
+    }
+    varied
+}
+
+/// The sample with the records of its compressed models.
+pub fn with_compressions() -> Results {
+    let mut results = Results::from(sample());
+    results.compressions = vec![
+        compression("low-rank", 0.9, 30),
+        compression("low-rank", 0.8, 30),
+        varied("low-rank", 0.7, 30),
+    ];
+    results
+}
+
+/// Three recipes at four keep ratios and the dense model, perplexities from 19 to 190; all compressed models recorded.
+pub fn sweep() -> Results {
+    let mut results = Results::from(vec![evaluation("smollm2", None, 1.0, 19.1)]);
+    for (recipe, points) in [
+        ("low-rank", [24.6, 48.0, 101.4, 190.2]),
+        ("skipcat", [21.3, 27.9, 44.8, 80.7]),
+        ("skipcat-sensitivity", [20.4, 24.1, 33.2, 57.5]),
+    ] {
+        for (keep, value) in [0.9, 0.8, 0.7, 0.6].into_iter().zip(points) {
+            let name = format!("{recipe} {keep}");
+            results
+                .evaluations
+                .push(evaluation(&name, Some(recipe), keep, value));
+            let record = if recipe == "low-rank" {
+                compression
+            } else {
+                varied
+            };
+            results.compressions.push(record(recipe, keep, 30));
+        }
+    }
+    results
 }
 
 /// 64 hexadecimal digits that depend on `text`.

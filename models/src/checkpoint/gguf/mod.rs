@@ -197,6 +197,10 @@ impl TensorSource for GgufSource {
         map.as_ref()?.bytes(start, length, dtype.size())
     }
 
+    fn read_i32(&self, name: &str) -> Result<Vec<i32>> {
+        Err(self.error(name, "is not of whole numbers".into()))
+    }
+
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let stored = self
             .tensors

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
@@ -106,10 +106,15 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_some(from: *const f32, count: usize) -> Self::F {
-        let mut lanes = [0.0; LANES];
         unsafe {
-            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count);
-            Self::load(lanes.as_ptr())
+            let wanted = _mm256_set1_epi32(count as i32);
+            let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
+            [
+                _mm256_maskload_ps(from, _mm256_cmpgt_epi32(wanted, low)),
+                // Lanes that are not wanted are not read: their addresses may lie anywhere.
+                _mm256_maskload_ps(from.wrapping_add(8), _mm256_cmpgt_epi32(wanted, high)),
+            ]
         }
     }
     #[inline(always)]

@@ -71,6 +71,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_some_f16(from: *const u16, count: usize) -> Self::F {
+        let lanes = ((1u32 << count) - 1) as u16;
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, from.cast())) }
+    }
+    #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
         unsafe { _mm512_add_ps(a, b) }
     }
@@ -189,6 +194,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_bf16(from: *const u16) -> Self::B {
         unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_some_bf16(from: *const u16, count: usize) -> Self::B {
+        let lanes = ((1u64 << count) - 1) as u32;
+        unsafe { _mm512_maskz_loadu_epi16(lanes, from.cast()) }
     }
     #[inline(always)]
     unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {

@@ -52,6 +52,12 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store(to: *mut f32, v: Self::F);
     /// 16 halves, as their bits.
     unsafe fn load_f16(from: *const u16) -> Self::F;
+    /// `count` ≤ 16 halves, zeros behind them.
+    #[inline(always)]
+    unsafe fn load_some_f16(from: *const u16, count: usize) -> Self::F {
+        // SAFETY: passed on to the caller; the copy is as long as what is loaded.
+        unsafe { Self::load_f16(padded(from, count).as_ptr()) }
+    }
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
@@ -77,6 +83,12 @@ pub(crate) trait Simd: Copy + 'static {
 
     /// 32 values of bf16, as their bits.
     unsafe fn load_bf16(from: *const u16) -> Self::B;
+    /// `count` ≤ 32 values of bf16, zeros behind them.
+    #[inline(always)]
+    unsafe fn load_some_bf16(from: *const u16, count: usize) -> Self::B {
+        // SAFETY: as for halves.
+        unsafe { Self::load_bf16(padded(from, count).as_ptr()) }
+    }
     /// In each lane, `acc + a1 b1`, then `+ a0 b0`, over the lane's two values.
     unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
     /// 16 values rounded to bf16, ties to even.
@@ -144,6 +156,15 @@ pub(crate) trait Simd: Copy + 'static {
             Self::zero_below(x, Self::splat(-87.3), y)
         }
     }
+}
+
+/// `count` ≤ 32 elements, zeros behind them.
+#[inline(always)]
+unsafe fn padded(from: *const u16, count: usize) -> [u16; 32] {
+    let mut out = [0; 32];
+    // SAFETY: the caller's pointer is good for `count` elements.
+    unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), count) };
+    out
 }
 
 /// Work that is compiled for every instruction set.

@@ -41,7 +41,14 @@ impl Kernel for Everything<'_> {
                 S::zero_below(a, b, c),
                 S::exp(a),
                 S::load_some(self.a.as_ptr(), 5),
+                S::load_some(self.a.as_ptr(), 11),
                 S::load_f16(self.halves.as_ptr()),
+                S::load_some_f16(self.halves.as_ptr(), 9),
+                S::dot_bf16(
+                    a,
+                    S::load_some_bf16(self.halves.as_ptr(), 21),
+                    S::load_bf16(self.halves.as_ptr()),
+                ),
                 S::dot_bf16(
                     a,
                     S::load_bf16(self.halves.as_ptr()),

@@ -1,0 +1,237 @@
+//! What the factoring passes share: from statistics to plans to factored projections.
+//!
+//! `low_rank`, `skipcat` and `frontier` are three settings of one machine. [`analysis`] works out what each site may become
+//! and what that would lose, an allocation rule decides, [`apply`] makes it so.
+
+mod analysis;
+mod apply;
+mod install;
+mod plan;
+
+use cinder_models::checkpoint::SiteRecord;
+use cinder_models::{DecoderLayer, ModelConfig, Site};
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{LayerPlan, Needs, Pass, Plan, Takes};
+use crate::allocation::Ranks;
+use crate::calibration::{Moments, SiteInputs};
+use crate::error::Result;
+
+pub use analysis::{AlternativePlan, Analysis, Losses, UnitPlan};
+pub(crate) use install::project;
+pub(super) use install::{identity_block, shared_identity_block};
+
+/// The bound on identity blocks where a recipe gives none.
+pub(super) const DEFAULT_GROWTH: f64 = 2.0;
+
+/// How ranks are shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// The same keep ratio for every matrix.
+    #[default]
+    Uniform,
+    /// Every matrix loses a like share of its whitened energy.
+    Energy,
+    /// Keep ratios in proportion to the size of the weights' gradients (Palu).
+    Fisher,
+    /// Least loss, estimated from input and gradient moments.
+    Loss,
+}
+
+/// What a site may become besides dense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Structures {
+    /// Each projection with factors of its own.
+    pub separate: bool,
+    /// One basis for the projections of a site.
+    pub shared: bool,
+    /// Fewer feed-forward neurons.
+    pub pruned: bool,
+    /// Fewer neurons, and factors of what remains.
+    pub hybrid: bool,
+}
+
+impl Default for Structures {
+    fn default() -> Self {
+        Structures {
+            separate: true,
+            shared: false,
+            pruned: false,
+            hybrid: false,
+        }
+    }
+}
+
+/// A factoring pass with all its settings.
+#[derive(Debug, Clone)]
+pub(super) struct Factorization {
+    /// As they go into the manifest.
+    pub settings: Value,
+    pub keep: f64,
+    pub sites: Vec<Site>,
+    /// The bound on identity blocks; none stores plain bases.
+    pub identity: Option<f64>,
+    pub structures: Structures,
+    pub rule: Rule,
+    /// Whether outputs are weighed by their gradients.
+    pub two_sided: bool,
+    pub input_ridge: f64,
+    pub output_ridge: f64,
+    pub ranks: Ranks,
+    pub neuron_step: usize,
+    pub neuron_sizes: usize,
+}
+
+impl Default for Factorization {
+    fn default() -> Self {
+        Factorization {
+            settings: Value::Null,
+            keep: 1.0,
+            sites: Site::ALL.to_vec(),
+            identity: None,
+            structures: Structures::default(),
+            rule: Rule::Uniform,
+            two_sided: false,
+            input_ridge: 1e-6,
+            output_ridge: 0.1,
+            ranks: Ranks::ALL,
+            neuron_step: 16,
+            neuron_sizes: 12,
+        }
+    }
+}
+
+impl Factorization {
+    /// Checks the settings that no type can hold.
+    ///
+    /// # Errors
+    /// A sentence naming the setting.
+    pub fn checked(self) -> std::result::Result<Self, String> {
+        let within = |what: &str, value: f64, ok: bool, range: &str| match ok {
+            true => Ok(()),
+            false => Err(format!("`{what}` is {value}; it must be {range}")),
+        };
+        let keep = self.keep;
+        within(
+            "keep",
+            keep,
+            keep > 0.0 && keep <= 1.0,
+            "above 0 and at most 1",
+        )?;
+        for (name, ridge) in [
+            ("ridge", self.input_ridge),
+            ("output_ridge", self.output_ridge),
+        ] {
+            within(name, ridge, (0.0..=1.0).contains(&ridge), "between 0 and 1")?;
+        }
+        if self.sites.is_empty() {
+            return Err(
+                "`sites` is empty; it must name at least one of qkv, o, gate_up, down".into(),
+            );
+        }
+        if let Some(growth) = self.identity {
+            within(
+                "growth",
+                growth,
+                (1.0..=1e6).contains(&growth),
+                "between 1 and a million",
+            )?;
+        }
+        for (name, value) in [
+            ("rank_floor", self.ranks.floor),
+            ("rank_step", self.ranks.step),
+            ("neuron_step", self.neuron_step),
+        ] {
+            within(name, value as f64, value >= 1, "at least 1")?;
+        }
+        Ok(self)
+    }
+
+    /// Whether the feed-forward of a layer is decided as a whole, its neurons among the choices.
+    fn neurons(&self) -> bool {
+        let both = self.sites.contains(&Site::GateUp) && self.sites.contains(&Site::Down);
+        both && (self.structures.pruned || self.structures.hybrid)
+    }
+}
+
+impl Pass for Factorization {
+    fn settings(&self) -> Value {
+        self.settings.clone()
+    }
+
+    fn needs(&self) -> Needs {
+        match self.two_sided || self.rule == Rule::Fisher {
+            true => Needs::Gradients,
+            false => Needs::Inputs,
+        }
+    }
+
+    fn takes(&self) -> Takes {
+        Takes::Dense
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn analyse(
+        &self,
+        config: &ModelConfig,
+        layer: usize,
+        known: Option<(&DecoderLayer, &dyn Moments)>,
+    ) -> Result<Analysis> {
+        analysis::analyse(self, config, layer, known)
+    }
+
+    fn plans_from_shapes(&self) -> bool {
+        self.rule == Rule::Uniform
+    }
+
+    fn plan(&self, analyses: &[Analysis]) -> Result<Plan> {
+        plan::plan(self, analyses)
+    }
+
+    fn apply(
+        &self,
+        plan: &LayerPlan,
+        site: Site,
+        dense: &DecoderLayer,
+        block: &mut DecoderLayer,
+        calibrated: Option<(&SiteInputs, &dyn Moments)>,
+    ) -> Result<Vec<SiteRecord>> {
+        apply::apply(self, plan, site, dense, block, calibrated)
+    }
+}
+
+/// Settings from a recipe's table.
+pub(super) fn settings<S: DeserializeOwned>(table: toml::Table) -> std::result::Result<S, String> {
+    S::deserialize(table).map_err(|e| e.message().to_owned())
+}
+
+/// Settings with the pass's name in front, as manifests have them.
+pub(super) fn with_name(name: &str, settings: &impl Serialize) -> Value {
+    let mut all = serde_json::Map::new();
+    all.insert("pass".into(), name.into());
+    if let Ok(Value::Object(settings)) = serde_json::to_value(settings) {
+        all.extend(settings);
+    }
+    Value::Object(all)
+}
+
+pub(super) fn default_sites() -> Vec<String> {
+    Site::ALL.iter().map(|s| s.name().to_owned()).collect()
+}
+
+pub(super) fn parse_sites(names: &[String]) -> std::result::Result<Vec<Site>, String> {
+    let site = |name: &String| {
+        let found = Site::ALL.iter().find(|s| s.name() == name);
+        found
+            .copied()
+            .ok_or_else(|| format!("a site is `{name}`; it must be qkv, o, gate_up or down"))
+    };
+    names.iter().map(site).collect()
+}

@@ -1,0 +1,190 @@
+//! From analyses to a plan: the allocation rules behind one door.
+
+use super::analysis::{AlternativePlan, Analysis, Losses};
+use super::{Factorization, Rule};
+use crate::allocation::{
+    Alternative, Choice, Ladder, Matrix, Ranks, Rung, energy, fisher, loss, scalars, uniform,
+};
+use crate::error::{Error, Result};
+use crate::linalg::Elimination;
+use crate::passes::{LayerPlan, Plan, PlannedUnit};
+use cinder_models::Site;
+
+pub(super) fn plan(settings: &Factorization, analyses: &[Analysis]) -> Result<Plan> {
+    let groups = || analyses.iter().flat_map(|a| &a.groups);
+    let sites: Vec<Vec<Alternative>> = groups()
+        .map(|group| {
+            group
+                .iter()
+                .map(|a| alternative(settings, group, a))
+                .collect()
+        })
+        .collect();
+    let dense: u64 = sites.iter().map(|s| dense_scalars(&s[0])).sum();
+    let budget = (settings.keep * dense as f64).floor() as u64;
+    let choices = match settings.rule {
+        // Everything, exactly: no rounding of ranks can say so.
+        _ if settings.keep >= 1.0 => sites.iter().map(|s| dense_choice(s)).collect(),
+        Rule::Uniform => uniform(&sites, settings.keep),
+        Rule::Energy => energy(&sites, budget),
+        Rule::Fisher => {
+            let units = groups().flat_map(|g| &g[0].units);
+            let scores: Vec<f64> = units.map(|u| u.score).collect();
+            fisher(&sites, &scores, settings.keep)
+        }
+        Rule::Loss => loss(&sites, budget),
+    };
+    let used = scalars(&sites, &choices);
+    if used > budget {
+        return Err(Error::Setting {
+            what: "`keep`".into(),
+            value: settings.keep.to_string(),
+            range: format!(
+                "at least {:.4}, the smallest size of everything",
+                (1e4 * used as f64 / dense as f64).ceil() / 1e4
+            ),
+        });
+    }
+    let mut rest = &choices[..];
+    let mut layers = Vec::with_capacity(analyses.len());
+    let mut places = &sites[..];
+    for analysis in analyses {
+        let (own, after) = rest.split_at(analysis.groups.len());
+        let (alternatives, later) = places.split_at(analysis.groups.len());
+        layers.push(layer_plan(settings, analysis, alternatives, own));
+        (rest, places) = (after, later);
+    }
+    Ok(Plan { layers })
+}
+
+/// An alternative as the allocation rules see it.
+fn alternative(
+    settings: &Factorization,
+    group: &[AlternativePlan],
+    plan: &AlternativePlan,
+) -> Alternative {
+    if !plan.sizes.is_empty() {
+        // What one neuron stores: a row of gate and of up, and a column of down.
+        let units = &group[0].units;
+        let gate_up = units.iter().filter(|u| u.site() == Site::GateUp);
+        let down = units.iter().filter(|u| u.site() == Site::Down);
+        let each = gate_up.map(|u| u.input * u.members.len()).sum::<usize>()
+            + down.map(|u| u.out).sum::<usize>();
+        return Alternative {
+            ladders: vec![neuron_ladder(plan, each)],
+            scalars: 0,
+            loss: 0.0,
+        };
+    }
+    let ladder = |unit: &super::UnitPlan| {
+        let losses = match &unit.losses {
+            Losses::Unknown => &[][..],
+            Losses::Ranks(losses) => losses,
+        };
+        let most = unit.out.min(unit.input);
+        let ranks = Ranks {
+            floor: settings.ranks.floor.min(most),
+            step: settings.ranks.step,
+        };
+        Ladder::of_ranks(matrix(settings, unit.out, unit.input), ranks, losses)
+    };
+    Alternative {
+        ladders: plan.units.iter().map(ladder).collect(),
+        scalars: 0,
+        loss: plan.removal_loss,
+    }
+}
+
+fn matrix(settings: &Factorization, out: usize, input: usize) -> Matrix {
+    Matrix {
+        out,
+        input,
+        identity: settings.identity.is_some(),
+    }
+}
+
+/// Numbers of neurons, the smallest first, of `each` scalars.
+fn neuron_ladder(plan: &AlternativePlan, each: usize) -> Ladder {
+    let full = plan.sizes.first().map_or(0, |s| s.0);
+    let mut rungs: Vec<Rung> = plan
+        .sizes
+        .iter()
+        .rev()
+        .map(|(size, loss)| Rung {
+            size: Some(*size).filter(|s| *s < full),
+            scalars: (size * each) as u64,
+            loss: *loss,
+        })
+        .collect();
+    if let Some(last) = rungs.last_mut() {
+        last.loss = 0.0;
+    }
+    Ladder {
+        whole: rungs.first().map_or(0.0, |r| r.loss),
+        rungs,
+    }
+}
+
+fn dense_scalars(alternative: &Alternative) -> u64 {
+    alternative.ladders.iter().map(Ladder::full).sum()
+}
+
+fn dense_choice(site: &[Alternative]) -> Choice {
+    Choice {
+        alternative: 0,
+        rungs: site[0].ladders.iter().map(|l| l.rungs.len() - 1).collect(),
+    }
+}
+
+fn layer_plan(
+    settings: &Factorization,
+    analysis: &Analysis,
+    sites: &[Vec<Alternative>],
+    choices: &[Choice],
+) -> LayerPlan {
+    let mut plan = LayerPlan {
+        layer: analysis.layer,
+        ..LayerPlan::default()
+    };
+    // The second-order term of the loss is half the moments' product.
+    let predicted = |loss: f64| (settings.rule == Rule::Loss).then_some(0.5 * loss);
+    for ((group, site), choice) in analysis.groups.iter().zip(sites).zip(choices) {
+        let chosen = &group[choice.alternative];
+        let rungs: Vec<Rung> = site[choice.alternative]
+            .ladders
+            .iter()
+            .zip(&choice.rungs)
+            .map(|(l, r)| l.rungs[*r])
+            .collect();
+        let (kept, removal, units) = match chosen.sizes.is_empty() {
+            false => (rungs[0].size, rungs[0].loss, &group[0].units),
+            true => (chosen.neurons, chosen.removal_loss, &chosen.units),
+        };
+        if let Some(kept) = kept {
+            plan.neurons = Some(Elimination::survivors(&analysis.order, kept));
+            plan.removal_loss = predicted(removal);
+        }
+        for (i, unit) in units.iter().enumerate() {
+            let (mut out, mut input) = (unit.out, unit.input);
+            if let Some(kept) = kept {
+                match unit.site() {
+                    Site::GateUp => out = kept * unit.members.len(),
+                    Site::Down => input = kept,
+                    Site::Qkv | Site::O => {}
+                }
+            }
+            let rung = match chosen.sizes.is_empty() {
+                true => Some(rungs[i]),
+                false => None,
+            };
+            plan.units.push(PlannedUnit {
+                site: unit.site(),
+                members: unit.members.clone(),
+                matrix: matrix(settings, out, input),
+                rank: rung.and_then(|r| r.size),
+                predicted_loss: predicted(rung.map_or(0.0, |r| r.loss)),
+            });
+        }
+    }
+    plan
+}

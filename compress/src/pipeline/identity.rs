@@ -1,0 +1,95 @@
+//! What decides a run's bytes, and whether files of an earlier run belong to this one.
+
+use std::path::Path;
+
+use fs_err as fs;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Writes `identity` to `path`, or compares it with what an earlier run wrote there.
+///
+/// # Errors
+/// [`Error::Drift`] naming what differs; [`Error::Work`] when the file can not be read; I/O errors.
+pub(crate) fn check_identity(path: &Path, identity: &Value) -> Result<()> {
+    if !path.exists() {
+        let unfinished = path.with_extension("new");
+        fs::write(&unfinished, format!("{identity:#}\n"))?;
+        return Ok(fs::rename(unfinished, path)?);
+    }
+    let before: Value =
+        serde_json::from_str(&fs::read_to_string(path)?).map_err(|e| Error::Work {
+            path: path.into(),
+            why: e.to_string(),
+        })?;
+    // As it would be read back: numbers have one way to be written.
+    let now: Value = serde_json::from_str(&identity.to_string()).unwrap_or_default();
+    let mut changes = Vec::new();
+    differences("", &before, &now, &mut changes);
+    match changes.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Drift {
+            path: path.parent().unwrap_or(path).into(),
+            changes: changes.join(", "),
+        }),
+    }
+}
+
+/// Lists the leaves at which two values differ, as `name before (now after)`.
+fn differences(name: &str, before: &Value, now: &Value, into: &mut Vec<String>) {
+    match (before, now) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k)));
+            for key in keys {
+                let inner = match name {
+                    "" => key.clone(),
+                    _ => format!("{name}.{key}"),
+                };
+                let of = |map: &serde_json::Map<String, Value>| {
+                    map.get(key).cloned().unwrap_or_default()
+                };
+                differences(&inner, &of(a), &of(b), into);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                differences(&format!("{name}[{i}]"), a, b, into);
+            }
+        }
+        _ if before == now => {}
+        _ => into.push(format!("{name} {} (now {})", short(before), short(now))),
+    }
+}
+
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_differs_is_named() {
+        let folder = tempfile::tempdir().expect("temp");
+        let path = folder.path().join("identity.json");
+        let first = json!({"threads": 2, "recipe": {"passes": [{"keep": 0.8}]}});
+        check_identity(&path, &first).expect("is new");
+        check_identity(&path, &first).expect("is the same");
+        let second = json!({"threads": 2, "recipe": {"passes": [{"keep": 0.7}], "name": "x"}});
+        let error = check_identity(&path, &second)
+            .expect_err("differs")
+            .to_string();
+        assert!(
+            error.contains("recipe.passes[0].keep 0.8 (now 0.7)"),
+            "{error}"
+        );
+        assert!(error.contains("recipe.name null (now \"x\")"), "{error}");
+    }
+}

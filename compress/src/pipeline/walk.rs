@@ -1,0 +1,264 @@
+//! The last walk: every block compressed as planned, written, and forgotten.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor};
+use cinder_models::checkpoint::{CompressedWriter, ShardRecord, SiteRecord};
+use cinder_models::decoder::{Rotary, RotaryTable};
+use cinder_models::progress::Progress;
+use cinder_models::{DecoderLayer, Precision, Site};
+use fs_err as fs;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::Job;
+use super::inputs::Stream;
+use crate::calibration::{
+    LayerStatistics, Moments, SiteInputs, Statistics, load_states, save_states,
+};
+use crate::error::{Error, Result};
+use crate::passes::{LayerPlan, Needs, Pass, Plan};
+use crate::recipe::Propagate;
+
+pub(super) struct Walk<'a> {
+    pub job: &'a Job<'a>,
+    pub statistics: Option<&'a Statistics>,
+    pub plans: &'a [Plan],
+    pub work: &'a Path,
+    pub device: &'a Device,
+    pub progress: &'a dyn Progress,
+}
+
+/// What a layer that is done leaves behind.
+#[derive(Serialize, Deserialize)]
+struct Done {
+    shard: ShardRecord,
+    sites: Vec<SiteRecord>,
+}
+
+/// A site's record and the seconds it took, if this process did it.
+pub(super) type Timed = (SiteRecord, Option<f64>);
+
+impl Walk<'_> {
+    /// Writes the frame and every layer, or takes them from an interrupted run.
+    pub fn run(&self, writer: &mut CompressedWriter) -> Result<Vec<Timed>> {
+        let config = self.job.checkpoint.config();
+        let mut sites = Vec::new();
+        self.progress.start("compressing", config.layers as u64 + 1);
+        if self.adopt(writer, "frame")?.is_none() {
+            let shard = writer.write_frame(self.job.checkpoint)?;
+            self.remember("frame", shard, Vec::new())?;
+        }
+        self.progress.advance(1);
+        let mut propagated = self.propagate().then(|| Propagated {
+            rotary: self.rotary(),
+            hidden: None,
+        });
+        // Layers that do not depend on each other are made a few at a time.
+        let mut ahead = VecDeque::new();
+        for layer in 0..config.layers {
+            let name = format!("layer-{layer:05}");
+            // The next layer's inputs must be there too, where layers depend on those before them.
+            let resumable = propagated.is_none()
+                || layer + 1 == config.layers
+                || self.states(layer + 1).exists();
+            let later = || (layer + 2..config.layers).any(|l| self.states(l).exists());
+            if (resumable || later())
+                && let Some(done) = self.adopt(writer, &name)?
+            {
+                sites.extend(done.sites.into_iter().map(|site| (site, None)));
+                ahead.pop_front();
+                self.progress.advance(1);
+                continue;
+            }
+            self.progress
+                .note(&format!("block {}/{}", layer + 1, config.layers));
+            if let Some(propagated) = &mut propagated
+                && propagated.hidden.is_none()
+            {
+                propagated.hidden = Some(self.entering(layer)?);
+            }
+            if ahead.is_empty() && propagated.is_none() {
+                let next = layer..config.layers.min(layer + super::side_by_side(self.job));
+                let made = next.into_par_iter().map(|l| self.layer(l, None));
+                ahead = made.collect::<Result<VecDeque<_>>>()?;
+            }
+            let (block, timed) = match ahead.pop_front() {
+                Some(made) => made,
+                None => self.layer(layer, propagated.as_mut())?,
+            };
+            if let Some(Propagated {
+                hidden: Some(hidden),
+                ..
+            }) = &propagated
+                && layer + 1 < config.layers
+            {
+                save_states(&self.states(layer + 1), hidden.iter())?;
+            }
+            let shard = writer.write_layer(layer, &block)?;
+            let (records, seconds): (Vec<_>, Vec<_>) = timed.into_iter().unzip();
+            let records = self.remember(&name, shard, records)?;
+            if propagated.is_some() && self.states(layer).exists() {
+                fs::remove_file(self.states(layer))?;
+            }
+            sites.extend(records.into_iter().zip(seconds));
+            self.progress.advance(1);
+        }
+        self.progress.finish();
+        Ok(sites)
+    }
+
+    fn propagate(&self) -> bool {
+        let calibration = self.job.recipe.calibration.as_ref();
+        calibration.is_some_and(|c| c.propagate != Propagate::None)
+            && self.job.recipe.needs() > Needs::Nothing
+    }
+
+    /// Hidden states of the compressed prefix that enter a layer.
+    fn states(&self, layer: usize) -> PathBuf {
+        self.work.join(format!("states-{layer:05}"))
+    }
+
+    fn rotary(&self) -> RotaryTable {
+        let window = self.job.text.map_or(0, |t| t.windows.ids[0].len());
+        Rotary::new(self.job.checkpoint.config()).table(0, window, self.device)
+    }
+
+    fn entering(&self, layer: usize) -> Result<Vec<Tensor<3>>> {
+        if layer > 0 {
+            return load_states(&self.states(layer), self.device);
+        }
+        let frame = self
+            .job
+            .checkpoint
+            .load_frame(Precision::F32, self.device)?;
+        let windows = self.job.text.iter().flat_map(|t| &t.windows.ids);
+        windows
+            .map(|ids| Ok(frame.embedding.embed(std::slice::from_ref(ids))?))
+            .collect()
+    }
+
+    /// Compresses one layer.
+    fn layer(
+        &self,
+        layer: usize,
+        propagated: Option<&mut Propagated>,
+    ) -> Result<(DecoderLayer, Vec<Timed>)> {
+        let dense = self
+            .job
+            .checkpoint
+            .load_layer(layer, Precision::F32, self.device)?;
+        let mut block = dense.clone();
+        let moments = self.statistics.map(|s| s.layer(layer));
+        let plans: Vec<(&dyn Pass, &LayerPlan)> = self
+            .job
+            .recipe
+            .passes
+            .iter()
+            .zip(self.plans)
+            .filter_map(|(pass, plan)| Some((&**pass, plan.layers.get(layer)?)))
+            .collect();
+        let neurons = plans.iter().find_map(|(_, plan)| plan.neurons.as_deref());
+        let mut timed = Vec::new();
+        let mut stream = propagated.map(|p| {
+            let calibration = self.job.recipe.calibration.as_ref();
+            let propagate = calibration.map_or(Propagate::None, |c| c.propagate);
+            let hidden = p.hidden.take().unwrap_or_default();
+            (
+                Stream::new(&p.rotary, propagate, layer, hidden),
+                &mut p.hidden,
+            )
+        });
+        let mut changed = false;
+        for site in Site::ALL {
+            let start = Instant::now();
+            let removed = neurons.filter(|_| site == Site::Down);
+            let owner = plans.iter().find(|(pass, _)| pass.sites().contains(&site));
+            let inputs = match (&mut stream, &moments, owner) {
+                (Some((stream, _)), _, _) => {
+                    Some(stream.inputs(site, &dense, &block, changed, removed)?)
+                }
+                (None, Some(moments), Some((pass, plan))) => {
+                    self.collected(moments, *pass, plan, site)?
+                }
+                (None, _, _) => None,
+            };
+            let mut records = Vec::new();
+            if let Some((pass, plan)) = owner {
+                let calibrated = inputs
+                    .as_ref()
+                    .zip(moments.as_ref().map(|m| m as &dyn Moments));
+                records = pass.apply(plan, site, &dense, &mut block, calibrated)?;
+            }
+            changed = records.iter().any(|r| r.kind != "dense");
+            if let Some((stream, _)) = &mut stream {
+                stream.pass(site, &block);
+            }
+            let seconds = start.elapsed().as_secs_f64() / records.len().max(1) as f64;
+            timed.extend(records.into_iter().map(|r| (r, Some(seconds))));
+        }
+        if let Some((stream, hidden)) = stream {
+            *hidden = Some(stream.hidden);
+        }
+        Ok((block, timed))
+    }
+
+    /// What the dense site read, when it will be asked for: moments of wide inputs are large.
+    fn collected(
+        &self,
+        moments: &LayerStatistics,
+        pass: &dyn Pass,
+        plan: &LayerPlan,
+        site: Site,
+    ) -> Result<Option<SiteInputs>> {
+        let own = plan.units.iter().filter(|u| u.site == site);
+        let feed_forward = matches!(site, Site::GateUp | Site::Down);
+        let touched = own.clone().any(|u| u.rank.is_some())
+            || (feed_forward && plan.neurons.is_some() && own.count() > 0);
+        if pass.needs() == Needs::Nothing || !touched {
+            return Ok(None);
+        }
+        Ok(Some(SiteInputs {
+            gram: moments.input(site)?,
+            targets: None,
+        }))
+    }
+
+    fn adopt(&self, writer: &mut CompressedWriter, name: &str) -> Result<Option<Done>> {
+        let path = self.work.join(format!("{name}.json"));
+        if !self.job.resume || !path.is_file() {
+            return Ok(None);
+        }
+        let done: Done = serde_json::from_slice(&fs::read(&path)?).map_err(|e| Error::Work {
+            path: path.clone(),
+            why: e.to_string(),
+        })?;
+        Ok(writer.adopt(done.shard.clone())?.then_some(done))
+    }
+
+    /// Notes that a shard is done. The records are returned as they will be read by a run that goes on: JSON may move a
+    /// number by its last bit, and both ways must end in the same manifest.
+    fn remember(
+        &self,
+        name: &str,
+        shard: ShardRecord,
+        sites: Vec<SiteRecord>,
+    ) -> Result<Vec<SiteRecord>> {
+        let path = self.work.join(format!("{name}.json"));
+        let unfinished = path.with_extension("new");
+        let text = serde_json::to_vec(&Done { shard, sites }).map_err(std::io::Error::from)?;
+        fs::write(&unfinished, &text)?;
+        fs::rename(unfinished, path)?;
+        let done: Done = serde_json::from_slice(&text).map_err(std::io::Error::from)?;
+        Ok(done.sites)
+    }
+}
+
+/// The windows on their way through the compressed layers.
+struct Propagated {
+    rotary: RotaryTable,
+    /// What enters the next layer; none before the first, and after layers that were taken from an interrupted run.
+    hidden: Option<Vec<Tensor<3>>>,
+}

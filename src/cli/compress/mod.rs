@@ -1,0 +1,213 @@
+//! `cinder compress`
+
+mod calibration;
+mod dry_run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cinder::compress::pipeline::{Job, Outcome, compress, interrupted};
+use cinder::compress::recipe::Recipe;
+use cinder::models::checkpoint::OutputDirectory;
+use serde_json::{Value, json};
+
+use super::context::{Context, Usage};
+use super::format::{bytes, count};
+
+pub use calibration::calibration_text;
+pub use dry_run::check;
+
+/// Make a smaller model by the passes of a recipe
+///
+/// Calibration text goes through the model block by block to learn what each projection reads and how the loss depends on
+/// what it puts out; the passes decide what becomes of every projection; the blocks are compressed and written one by one.
+/// The output is a Hugging Face directory with factored weights and a manifest (`cinder.json`) of everything that went in
+/// and came out. A run that was killed goes on with `--resume` and ends in the same bytes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
+    #[arg(required_unless_present = "print_schema")]
+    model: Option<String>,
+    /// A recipe, such as recipes/frontier.toml
+    #[arg(long, value_name = "FILE", required_unless_present = "print_schema")]
+    recipe: Option<PathBuf>,
+    /// The directory to make
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "print_schema"])]
+    out: Option<PathBuf>,
+    /// Replaces the recipe's keep ratio: stored scalars after / before
+    #[arg(long, value_name = "RATIO", value_parser = parse_keep)]
+    keep: Option<f64>,
+    /// Replaces the recipe's calibration text: a file, `boolq:calibration`, or `self`
+    ///
+    /// `self` is text that the model writes itself, at temperature 1. That loads the whole model, and takes as long as
+    /// generating as many tokens in batches.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<String>,
+    /// Show the plan, sizes, memory and time, and stop before anything is loaded
+    #[arg(long)]
+    dry_run: bool,
+    /// Go on with a run that was interrupted
+    #[arg(long)]
+    resume: bool,
+    /// Keep statistics and analyses in this directory, and use what is there
+    ///
+    /// Runs with the same model, text and calibration settings share them. Several gigabytes for a large model.
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    /// Replace the directory if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Print the JSON schema of recipes and stop
+    #[arg(long)]
+    print_schema: bool,
+}
+
+/// A keep ratio from the command line.
+pub fn parse_keep(text: &str) -> Result<f64, String> {
+    let keep: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number"))?;
+    match keep > 0.0 && keep <= 1.0 {
+        true => Ok(keep),
+        false => Err("a keep ratio is above 0 and at most 1".into()),
+    }
+}
+
+pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
+    if args.print_schema {
+        let schema = Recipe::schema();
+        context.printer.result(&schema, &format!("{schema:#}"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (Some(model), Some(recipe)) = (&args.model, &args.recipe) else {
+        return Err(Usage::new(
+            "a model and a recipe are needed",
+            "see `cinder compress --help`",
+        )
+        .into());
+    };
+    let mut recipe = Recipe::read(recipe, args.keep)?;
+    if let Some(calibration) = &mut recipe.calibration {
+        if let Some(corpus) = args.calibration {
+            calibration.corpus = corpus;
+        }
+        if let Some(seed) = context.seed {
+            calibration.seed = seed;
+        }
+    }
+    let checkpoint = context.open(model)?;
+    if args.dry_run {
+        return dry_run::run(context, &checkpoint, &recipe);
+    }
+    let Some(out) = &args.out else {
+        anyhow::bail!("`--out` is missing");
+    };
+    // Before anything slow: an output that can not be written should fail now.
+    OutputDirectory::check(out, args.overwrite)?;
+    dry_run::check(&checkpoint, &recipe)?;
+    let text = calibration_text(context, &checkpoint, &recipe)?;
+    if !args.resume && interrupted(out) {
+        context
+            .printer
+            .warn("an interrupted run is thrown away; `--resume` would have gone on with it");
+    }
+    let job = Job {
+        checkpoint: &checkpoint,
+        recipe: &recipe,
+        text: text.as_ref(),
+        out,
+        overwrite: args.overwrite,
+        resume: args.resume,
+        work: args.work.as_deref(),
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        threads: context.threads,
+    };
+    let outcome = compress(&job, &context.device, &context.printer)?;
+    for warning in &outcome.warnings {
+        context.printer.warn(warning);
+    }
+    context
+        .printer
+        .result(&outcome_json(&outcome), &outcome_text(&outcome))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `compress --json` prints, and a sweep keeps of each of its points.
+pub fn outcome_json(outcome: &Outcome) -> Value {
+    let m = &outcome.manifest;
+    let sites: Vec<Value> = m
+        .sites
+        .iter()
+        .zip(&outcome.site_seconds)
+        .map(|(site, seconds)| {
+            let mut value = json!(site);
+            value["seconds"] = json!(seconds);
+            value
+        })
+        .collect();
+    let stages: serde_json::Map<String, Value> = outcome
+        .stages
+        .iter()
+        .map(|(name, seconds)| ((*name).to_owned(), json!(seconds)))
+        .collect();
+    json!({
+        "path": outcome.out,
+        "recipe": m.recipe["name"],
+        "keep_ratio": m.keep_ratio,
+        "projection_scalars_before": m.projection_scalars_before,
+        "projection_scalars_after": m.projection_scalars_after,
+        "bytes_before": m.bytes_before,
+        "bytes_after": m.bytes_after,
+        "dtype": m.dtype,
+        "source_bytes_on_disk": m.source.bytes_on_disk,
+        "directory_bytes": outcome.directory_bytes,
+        "seconds": outcome.seconds,
+        "stage_seconds": stages,
+        "fallbacks": m.fallbacks,
+        "warnings": outcome.warnings,
+        "sites": sites,
+    })
+}
+
+fn outcome_text(outcome: &Outcome) -> String {
+    let m = &outcome.manifest;
+    let stages: Vec<String> = outcome
+        .stages
+        .iter()
+        .map(|(name, seconds)| format!("{name} {seconds:.0} s"))
+        .collect();
+    let mut text = format!(
+        "{}: kept {:.4} of the decoder projections' scalars ({} of {}) in {:.0} s ({}), {} fallbacks\n{}\n\
+         all weights as {}: {} before, {} after",
+        outcome.out.display(),
+        m.keep_ratio,
+        count(m.projection_scalars_after),
+        count(m.projection_scalars_before),
+        outcome.seconds,
+        stages.join(", "),
+        m.fallbacks,
+        kinds(outcome),
+        m.dtype,
+        bytes(m.bytes_before),
+        bytes(m.bytes_after),
+    );
+    if m.source.stored_as.contains('Q') {
+        text += &format!(
+            "\nnote: the source is quantised ({}, {} on disk); its dequantised weights are the baseline here",
+            m.source.stored_as,
+            bytes(m.source.bytes_on_disk)
+        );
+    }
+    text
+}
+
+/// How many projections are of each kind.
+fn kinds(outcome: &Outcome) -> String {
+    let mut counts = std::collections::BTreeMap::new();
+    for site in &outcome.manifest.sites {
+        *counts.entry(site.kind.as_str()).or_insert(0) += 1;
+    }
+    let counts = counts.iter().map(|(kind, n)| format!("{n} {kind}"));
+    format!("projections: {}", counts.collect::<Vec<_>>().join(", "))
+}

@@ -1,0 +1,347 @@
+//! `cinder sweep`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cinder::compress::pipeline::{Job, compress, interrupted};
+use cinder::compress::recipe::Recipe;
+use cinder::eval::{Corpus, EvalResult, WindowChoice};
+use cinder::models::Precision;
+use cinder::models::checkpoint::{Checkpoint, OutputDirectory, SWEEP_FILE};
+use cinder::reports::{Options, Results, read, write};
+use fs_err as fs;
+use serde_json::{Value, json};
+
+use super::compress::{calibration_text, check, outcome_json, parse_keep};
+use super::context::{Context, Usage, Weights};
+use super::eval::{Question, measure, parse_window, parse_windows, write_result};
+use super::format::{bytes, table};
+
+/// Compress at several keep ratios, measure each, and draw what it costs
+///
+/// Every recipe is run at every keep ratio, from the same statistics where the calibration is the same. Each model and the
+/// dense one are then measured on every text. The directory gets `models`, `compress` (what each compression reports),
+/// `results`, `report` and, last, `sweep.json`. A sweep that was interrupted goes on with `--resume`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face directory, a `.gguf` file, or a fetched name (`smollm2`)
+    model: String,
+    /// A recipe, such as recipes/frontier.toml; may be given several times
+    #[arg(long, value_name = "FILE", required = true)]
+    recipe: Vec<PathBuf>,
+    /// Keep ratios to compress to
+    #[arg(long, value_delimiter = ',', required = true, value_name = "RATIO,...", value_parser = parse_keep)]
+    keep: Vec<f64>,
+    /// Texts to measure perplexity on, as `cinder eval ppl` takes them; may be given several times
+    #[arg(long, value_name = "FILE")]
+    text: Vec<String>,
+    /// Tokens in a window of those texts
+    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = parse_window)]
+    window: usize,
+    /// How many windows from the start (`20`), or which (`0,10,20`) [default: all]
+    #[arg(long, value_parser = parse_windows, value_name = "N|I,J,K")]
+    windows: Option<WindowChoice>,
+    /// Replaces the recipes' calibration text: a file, `boolq:calibration`, or `self`
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<String>,
+    #[command(flatten)]
+    weights: Weights,
+    /// The directory to make
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Keep statistics in this directory, and use what is there
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    /// Delete each model once it is measured
+    #[arg(long)]
+    discard_models: bool,
+    /// Go on with a sweep that was interrupted
+    #[arg(long)]
+    resume: bool,
+    /// Replace the directory if it exists
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// One recipe at one keep ratio.
+struct Point {
+    name: String,
+    recipe: Recipe,
+}
+
+pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
+    let points = points(context, &args)?;
+    let checkpoint = context.open(&args.model)?;
+    for point in &points {
+        check(&checkpoint, &point.recipe)?;
+    }
+    let texts = args
+        .text
+        .iter()
+        .map(|text| context.corpus(text))
+        .collect::<Result<Vec<Corpus>>>()?;
+    let output = match args.resume {
+        true => OutputDirectory::resume(&args.out, args.overwrite)?,
+        false => Some(OutputDirectory::create(&args.out, args.overwrite)?),
+    };
+    let Some(mut output) = output else {
+        return Err(Usage::new(
+            format!("there is no interrupted sweep for `{}`", args.out.display()),
+            "run without `--resume`",
+        )
+        .into());
+    };
+    // What is done took long: an error in one point must not cost the others.
+    output.keep();
+    let folder = output.path().to_owned();
+    for name in ["models", "compress", "results"] {
+        fs::create_dir_all(folder.join(name))?;
+    }
+    let sweep = Sweep {
+        context,
+        args: &args,
+        texts: &texts,
+        checkpoint: &checkpoint,
+        work: args.work.clone().unwrap_or_else(|| folder.join("work")),
+        folder: &folder,
+    };
+    let mut rows = vec![sweep.measured("dense", None, || context.open(&args.model))?];
+    for point in &points {
+        rows.push(sweep.point(point)?);
+    }
+    if args.work.is_none() && sweep.work.exists() {
+        fs::remove_dir_all(&sweep.work)?;
+    }
+    let report = match texts.is_empty() {
+        true => None,
+        false => Some(sweep.report()?),
+    };
+    let summary = json!({
+        "model": args.model,
+        "points": rows,
+        "report": report,
+        "path": args.out,
+    });
+    output.write(SWEEP_FILE, format!("{summary:#}\n").as_bytes())?;
+    output.commit()?;
+    let mut text = points_table(&rows);
+    if let Some(report) = report {
+        text += &format!("\n\nreport: {}", report.display());
+    }
+    context.printer.result(&summary, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every recipe at every keep ratio, from the largest.
+fn points(context: &Context, args: &Args) -> Result<Vec<Point>> {
+    let mut keeps = args.keep.clone();
+    keeps.sort_by(|a, b| b.total_cmp(a));
+    if keeps.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(Usage::new("`--keep` names a ratio twice", "give each keep ratio once").into());
+    }
+    let mut points: Vec<Point> = Vec::new();
+    for path in &args.recipe {
+        for keep in &keeps {
+            let mut recipe = Recipe::read(path, Some(*keep))?;
+            if let Some(calibration) = &mut recipe.calibration {
+                if let Some(corpus) = &args.calibration {
+                    calibration.corpus.clone_from(corpus);
+                }
+                if let Some(seed) = context.seed {
+                    calibration.seed = seed;
+                }
+            }
+            let name = format!("{}-{keep}", recipe.name);
+            if points.iter().any(|p| p.name == name) {
+                return Err(Usage::new(
+                    format!("two recipes are named `{}`", recipe.name),
+                    "give each a `name` of its own",
+                )
+                .into());
+            }
+            points.push(Point { name, recipe });
+        }
+    }
+    Ok(points)
+}
+
+struct Sweep<'a> {
+    context: &'a Context,
+    args: &'a Args,
+    texts: &'a [Corpus],
+    checkpoint: &'a Checkpoint,
+    work: PathBuf,
+    /// Where the sweep is being written.
+    folder: &'a Path,
+}
+
+impl Sweep<'_> {
+    /// Makes and measures one point, as far as an interrupted sweep has not.
+    fn point(&self, point: &Point) -> Result<Value> {
+        let (context, name) = (self.context, &point.name);
+        let model = self.folder.join("models").join(name);
+        let record = self.folder.join("compress").join(format!("{name}.json"));
+        let measured = self.texts.iter().all(|t| self.result(name, t).is_file());
+        if !record.is_file() || !(measured || model.is_dir()) {
+            context.printer.say(&format!("{name}: compressing"));
+            let text = calibration_text(context, self.checkpoint, &point.recipe)?;
+            let job = |resume| Job {
+                checkpoint: self.checkpoint,
+                recipe: &point.recipe,
+                text: text.as_ref(),
+                out: &model,
+                overwrite: true,
+                resume,
+                work: Some(&self.work),
+                tool_version: env!("CARGO_PKG_VERSION").into(),
+                threads: context.threads,
+            };
+            let job = job(interrupted(&model));
+            let outcome = compress(&job, &context.device, &context.printer)?;
+            for warning in &outcome.warnings {
+                context.printer.warn(warning);
+            }
+            let mut value = outcome_json(&outcome);
+            value["path"] = json!(self.args.out.join("models").join(name));
+            let unfinished = record.with_extension("new");
+            fs::write(&unfinished, format!("{value:#}\n"))?;
+            fs::rename(unfinished, &record)?;
+        }
+        let compressed: Value = serde_json::from_str(&fs::read_to_string(&record)?)?;
+        let mut row = self.measured(name, Some(&compressed), || Ok(Checkpoint::open(&model)?))?;
+        row["recipe"] = json!(point.recipe.name);
+        if self.args.discard_models && model.is_dir() {
+            fs::remove_dir_all(&model)?;
+        }
+        Ok(row)
+    }
+
+    fn result(&self, name: &str, text: &Corpus) -> PathBuf {
+        let file = match self.texts.len() {
+            1 => format!("{name}.json"),
+            _ => format!("{name}-{}.json", text.name.replace(['/', ':'], "-")),
+        };
+        self.folder.join("results").join(file)
+    }
+
+    /// Measures a model on every text, as far as that is not done.
+    fn measured(
+        &self,
+        name: &str,
+        compressed: Option<&Value>,
+        open: impl Fn() -> Result<Checkpoint>,
+    ) -> Result<Value> {
+        let mut row = json!({"name": name, "keep_ratio": 1.0});
+        if let Some(compressed) = compressed {
+            for key in ["keep_ratio", "bytes_after", "directory_bytes", "seconds"] {
+                row[key] = compressed[key].clone();
+            }
+        }
+        let mut perplexities = serde_json::Map::new();
+        for (corpus, text) in self.texts.iter().zip(&self.args.text) {
+            let path = self.result(name, corpus);
+            if !path.is_file() {
+                let model = match compressed {
+                    Some(_) => self
+                        .args
+                        .out
+                        .join("models")
+                        .join(name)
+                        .display()
+                        .to_string(),
+                    None => self.args.model.clone(),
+                };
+                let question = Question {
+                    corpus,
+                    window: self.args.window,
+                    windows: self.args.windows.clone().unwrap_or(WindowChoice::All),
+                    command: self.command(&model, text),
+                    model,
+                    name: None,
+                };
+                let result = measure(self.context, open()?, self.args.weights.weights, &question)?;
+                let p = &result.perplexity;
+                self.context.printer.say(&format!(
+                    "{name}: perplexity {:.2} ± {:.2} on {}",
+                    p.perplexity, p.stderr, corpus.name
+                ));
+                write_result(&path, &result)?;
+            }
+            let result: EvalResult = serde_json::from_str(&fs::read_to_string(&path)?)?;
+            let value = json!({"perplexity": result.perplexity.perplexity,
+                "stderr": result.perplexity.stderr,
+                "tokens_per_second": result.perplexity.tokens_per_second});
+            perplexities.insert(corpus.name.clone(), value);
+        }
+        row["texts"] = Value::Object(perplexities);
+        Ok(row)
+    }
+
+    /// The command that measures the same.
+    fn command(&self, model: &str, text: &str) -> String {
+        let mut command = format!(
+            "cinder eval ppl {model} --text {text} --window {}",
+            self.args.window
+        );
+        match &self.args.windows {
+            Some(WindowChoice::First(count)) => command += &format!(" --windows {count}"),
+            Some(WindowChoice::Indices(indices)) => {
+                let list: Vec<String> = indices.iter().map(usize::to_string).collect();
+                command += &format!(" --windows {}", list.join(","));
+            }
+            Some(WindowChoice::All) | None => {}
+        }
+        if self.args.weights.weights != Precision::F32 {
+            command += &format!(" --weights {}", self.args.weights.weights);
+        }
+        command
+    }
+
+    fn report(&self) -> Result<PathBuf> {
+        let mut results: Results =
+            read(&[self.folder.join("results"), self.folder.join("compress")])?;
+        // Where the files will be, not where they are until the sweep is whole.
+        let evaluated = results.evaluations.iter_mut().map(|each| &mut each.file);
+        let compressed = results.compressions.iter_mut();
+        let compressed = compressed.flat_map(|each| [&mut each.file, &mut each.path]);
+        for path in evaluated.chain(compressed) {
+            if let Ok(inside) = path.strip_prefix(self.folder) {
+                *path = self.args.out.join(inside);
+            }
+        }
+        let options = Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
+        write(&results, &self.folder.join("report"), &options)?;
+        Ok(self.args.out.join("report").join("report.html"))
+    }
+}
+
+fn points_table(rows: &[Value]) -> String {
+    let texts: Vec<&String> = rows
+        .first()
+        .and_then(|r| r["texts"].as_object())
+        .map(|t| t.keys().collect())
+        .unwrap_or_default();
+    let mut head = vec!["point", "keep", "bytes", "seconds"];
+    head.extend(texts.iter().map(|t| t.as_str()));
+    let mut out = table(&head);
+    for row in rows {
+        let number = |key: &str| row[key].as_f64();
+        let mut cells = vec![
+            row["name"].as_str().unwrap_or_default().to_owned(),
+            number("keep_ratio").map_or(String::new(), |v| format!("{v:.4}")),
+            row["bytes_after"].as_u64().map_or(String::new(), bytes),
+            number("seconds").map_or(String::new(), |v| format!("{v:.0}")),
+        ];
+        cells.extend(texts.iter().map(|text| {
+            let measured = &row["texts"][text.as_str()];
+            format!(
+                "{:.3} ± {:.3}",
+                measured["perplexity"].as_f64().unwrap_or(f64::NAN),
+                measured["stderr"].as_f64().unwrap_or(f64::NAN)
+            )
+        }));
+        out.add_row(cells);
+    }
+    out.to_string()
+}

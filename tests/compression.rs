@@ -1,0 +1,464 @@
+//! The passes end to end on tiny models: budgets, exactness, resuming, sweeps.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Run, arg, cinder, goldens};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const FAMILIES: [&str; 3] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"];
+
+/// Passes by name, with settings that make the most of tiny matrices.
+const PASSES: [(&str, &str); 7] = [
+    ("low-rank", "pass = 'low_rank'\nkeep = 0.7"),
+    (
+        "energy",
+        "pass = 'low_rank'\nkeep = 0.7\nallocation = 'energy'\nidentity = true",
+    ),
+    (
+        "fisher",
+        "pass = 'low_rank'\nkeep = 0.7\nallocation = 'fisher'",
+    ),
+    ("loss", "pass = 'skipcat'\nkeep = 0.7\nallocation = 'loss'"),
+    ("skipcat", "pass = 'skipcat'\nkeep = 0.7"),
+    ("shared", "pass = 'skipcat'\nkeep = 0.7\nidentity = false"),
+    (
+        "frontier",
+        "pass = 'frontier'\nkeep = 0.7\nneuron_step = 2\nneuron_sizes = 6",
+    ),
+];
+
+struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("temp");
+        let text: String = (0..1500)
+            .map(|i| {
+                format!(
+                    "line {} of {}: the quick brown fox number {}\n",
+                    i,
+                    i * 37 % 91,
+                    i * i % 1013
+                )
+            })
+            .collect();
+        std::fs::write(folder.path().join("text.txt"), text).expect("writes");
+        Bench { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        arg(&self.folder.path().join(name)).to_owned()
+    }
+
+    fn recipe(&self, name: &str, pass: &str, calibration: &str) -> String {
+        let path = self.path(&format!("{name}.toml"));
+        let text = format!(
+            "name = '{name}'\n[calibration]\ncorpus = '{}'\nwindows = 12\nwindow = 48\n{calibration}\n[calibration.gradients]\nwindows = 8\n[[passes]]\n{pass}\n",
+            self.path("text.txt")
+        );
+        std::fs::write(&path, text).expect("writes");
+        path
+    }
+
+    fn compress(&self, model: &str, recipe: &str, out: &str, more: &[&str]) -> Run {
+        let out = self.path(out);
+        let mut arguments = vec!["compress", model, "--recipe", recipe, "--out", &out];
+        arguments.extend(["--quiet", "--threads", "2", "--json"]);
+        arguments.extend(more);
+        cinder(&arguments)
+    }
+
+    fn nll(&self, model: &str) -> Vec<f64> {
+        let text = self.path("text.txt");
+        let run = cinder(&[
+            "eval",
+            "ppl",
+            model,
+            "--text",
+            &text,
+            "--window",
+            "48",
+            "--windows",
+            "6",
+            "--quiet",
+            "--json",
+        ]);
+        let windows = run.json()["window_nll"].clone();
+        serde_json::from_value(windows).expect("numbers")
+    }
+}
+
+fn family(name: &str) -> String {
+    arg(&goldens("gguf").join(format!("{name}.gguf"))).to_owned()
+}
+
+fn close(a: &[f64], b: &[f64], tolerance: f64, what: &str) {
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() < tolerance, "{what}: {a} {b}");
+    }
+}
+
+/// Every file of a directory with its content.
+fn files(directory: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(directory).expect("lists");
+    entries
+        .map(|e| e.expect("entry").path())
+        .map(|path| {
+            (
+                PathBuf::from(path.file_name().expect("name")),
+                std::fs::read(&path).expect("reads"),
+            )
+        })
+        .collect()
+}
+
+/// Never over the budget, under by less than one rank; whole, and the same map when it is multiplied out.
+#[test]
+fn every_pass_meets_its_budget_on_every_family() {
+    let bench = Bench::new();
+    for name in FAMILIES {
+        let model = family(name);
+        for (pass, settings) in PASSES {
+            let out = format!("{name}-{pass}");
+            let recipe = bench.recipe(pass, settings, "");
+            let run = bench.compress(&model, &recipe, &out, &[]).json();
+            let before = run["projection_scalars_before"].as_u64().expect("count");
+            let after = run["projection_scalars_after"].as_u64().expect("count");
+            let budget = (0.7 * before as f64) as u64;
+            assert!(after <= budget, "{out}: {after} of {budget}");
+            // The widest matrix's rank is the dearest step there is.
+            let step = if pass == "frontier" { 3 * 2 * 64 } else { 192 };
+            assert!(budget - after < step, "{out}: {after} of {budget}");
+            let sites = run["sites"].as_array().expect("sites");
+            let sum: u64 = sites
+                .iter()
+                .map(|s| s["scalars"].as_u64().expect("count"))
+                .sum();
+            assert_eq!(sum, after, "{out}");
+            assert!(
+                sites
+                    .iter()
+                    .all(|s| s["growth"].as_f64().is_none_or(|g| g <= 2.0 + 1e-9))
+            );
+
+            let (small, dense) = (bench.path(&out), bench.path(&format!("{out}-dense")));
+            let verified = cinder(&["verify", &small, "--quiet"]);
+            assert_eq!(verified.code, 0, "{out}: {}", verified.stdout);
+            let export = cinder(&["export", &small, "--dense", "--out", &dense, "--quiet"]);
+            assert_eq!(export.code, 0, "{out}: {}", export.stderr);
+            close(&bench.nll(&small), &bench.nll(&dense), 1e-4, &out);
+        }
+    }
+}
+
+/// Keeping everything is the model itself, bit for bit, whatever the pass (low-rank.md §2.6, invariant 8).
+#[test]
+fn keeping_everything_is_the_dense_model() {
+    let bench = Bench::new();
+    let model = family("tiny-qwen2");
+    for (pass, settings) in PASSES {
+        for propagate in ["", "propagate = 'inputs'"] {
+            let recipe = bench.recipe(pass, settings, propagate);
+            let out = format!("whole-{pass}");
+            let run = bench.compress(&model, &recipe, &out, &["--keep", "1", "--overwrite"]);
+            assert_eq!(run.json()["keep_ratio"], 1.0);
+            assert_eq!(bench.nll(&model), bench.nll(&bench.path(&out)), "{pass}");
+        }
+    }
+}
+
+/// Propagation changes what blocks are solved for, not what they store.
+#[test]
+fn propagated_models_store_as_much() {
+    let bench = Bench::new();
+    let model = family("tiny-llama");
+    let scalars: Vec<Value> = ["none", "inputs", "block"]
+        .iter()
+        .map(|propagate| {
+            let pass = PASSES[6].1;
+            let recipe = bench.recipe(propagate, pass, &format!("propagate = '{propagate}'"));
+            let run = bench.compress(&model, &recipe, propagate, &[]).json();
+            assert_eq!(
+                cinder(&["verify", &bench.path(propagate), "--quiet"]).code,
+                0
+            );
+            run["projection_scalars_after"].clone()
+        })
+        .collect();
+    assert!(scalars.iter().all(|s| *s == scalars[0]), "{scalars:?}");
+}
+
+/// "Skip" of a model that is low-rank already: the same products, fewer scalars.
+#[test]
+fn an_identity_block_costs_nothing_but_rounding() {
+    let bench = Bench::new();
+    for (name, pass) in FAMILIES
+        .iter()
+        .flat_map(|f| [(f, PASSES[0]), (f, PASSES[5])])
+    {
+        let recipe = bench.recipe(pass.0, pass.1, "");
+        bench
+            .compress(&family(name), &recipe, name, &["--overwrite"])
+            .json();
+        let plain = bench.path(name);
+        let out = format!("{name}-identity");
+        let run = bench
+            .compress(
+                &plain,
+                "recipes/identity-block.toml",
+                &out,
+                &["--overwrite"],
+            )
+            .json();
+        let kept = run["keep_ratio"].as_f64().expect("ratio");
+        assert!(kept < 0.62, "{name}: {kept}");
+        let identity = bench.path(&out);
+        assert_eq!(cinder(&["verify", &identity, "--quiet"]).code, 0);
+        close(&bench.nll(&plain), &bench.nll(&identity), 1e-5, name);
+        let again = bench.compress(&identity, "recipes/identity-block.toml", "again", &[]);
+        assert_eq!(again.code, 1, "{}", again.stdout);
+        assert!(
+            again.stderr.contains("no low-rank projection"),
+            "{}",
+            again.stderr
+        );
+    }
+}
+
+/// Killed at any moment and resumed, a run ends in the same bytes.
+#[test]
+fn a_killed_run_resumes_to_the_same_bytes() {
+    let bench = Bench::new();
+    let model = family("tiny-qwen3");
+    let recipe = bench.recipe("frontier", PASSES[6].1, "propagate = 'block'");
+    let start = Instant::now();
+    bench.compress(&model, &recipe, "whole", &[]).json();
+    let time = start.elapsed();
+    let whole = files(&bench.path("whole"));
+    let mut interrupted = 0;
+    for kill in 0..20u32 {
+        let name = format!("killed-{kill}");
+        let out = bench.path(&name);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_cinder"))
+            .args([
+                "compress",
+                &model,
+                "--recipe",
+                &recipe,
+                "--out",
+                &out,
+                "--quiet",
+                "--threads",
+                "2",
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        // Spread over the run, at moments that differ from machine to machine.
+        std::thread::sleep(
+            time.mul_f64(f64::from(kill + 1) / 21.0)
+                .max(Duration::from_millis(5)),
+        );
+        child.kill().expect("is there");
+        child.wait().expect("ends");
+        if !Path::new(&out).exists() {
+            interrupted += 1;
+            let resumed = bench.compress(&model, &recipe, &name, &["--resume"]);
+            // Killed before there was anything to go on with.
+            if resumed.code != 0 {
+                assert!(
+                    resumed.stderr.contains("no interrupted run"),
+                    "{}",
+                    resumed.stderr
+                );
+                bench.compress(&model, &recipe, &name, &[]).json();
+            }
+        }
+        assert!(files(&out) == whole, "killed at step {kill}");
+    }
+    assert!(
+        interrupted > 5,
+        "only {interrupted} of 20 runs were interrupted"
+    );
+}
+
+/// A run is only gone on with by what it was begun with.
+#[test]
+fn resuming_with_something_else_is_refused() {
+    let bench = Bench::new();
+    let model = family("tiny-llama");
+    let recipe = bench.recipe("frontier", PASSES[6].1, "propagate = 'inputs'");
+    let nothing = bench.compress(&model, &recipe, "out", &["--resume"]);
+    assert_eq!(nothing.code, 1);
+    assert!(
+        nothing.stderr.contains("there is no interrupted run"),
+        "{}",
+        nothing.stderr
+    );
+
+    // What a killed run leaves: `run.json` in the unfinished output.
+    let left = PathBuf::from(bench.path("out.partial")).join("work");
+    std::fs::create_dir_all(&left).expect("creates");
+    std::fs::write(
+        left.join("run.json"),
+        "{\"threads\": 2, \"recipe\": {\"name\": \"other\"}}",
+    )
+    .expect("writes");
+    let drifted = bench.compress(&model, &recipe, "out", &["--resume"]);
+    assert_eq!(drifted.code, 1);
+    assert!(
+        drifted
+            .stderr
+            .contains("recipe.name \"other\" (now \"frontier\")"),
+        "{}",
+        drifted.stderr
+    );
+    assert!(
+        left.exists(),
+        "what could not be resumed is not thrown away"
+    );
+    bench.compress(&model, &recipe, "out", &[]).json();
+}
+
+/// Several recipes and keep ratios, one report; an interrupted sweep goes on.
+#[test]
+fn a_sweep_of_two_recipes() {
+    let bench = Bench::new();
+    let model = family("tiny-llama");
+    let recipes: Vec<String> = [PASSES[4], PASSES[6]]
+        .iter()
+        .map(|(name, pass)| bench.recipe(name, pass, ""))
+        .collect();
+    let (out, text) = (bench.path("sweep"), bench.path("text.txt"));
+    let sweep = |keep: &str, more: &[&str]| {
+        let mut arguments = vec![
+            "sweep",
+            &model,
+            "--recipe",
+            &recipes[0],
+            "--recipe",
+            &recipes[1],
+        ];
+        arguments.extend([
+            "--keep",
+            keep,
+            "--text",
+            &text,
+            "--window",
+            "48",
+            "--windows",
+            "6",
+        ]);
+        arguments.extend(["--out", &out, "--quiet", "--json"]);
+        arguments.extend(more);
+        cinder(&arguments)
+    };
+    let done = sweep("0.8,0.6", &["--discard-models"]).json();
+    let points = done["points"].as_array().expect("points");
+    assert_eq!(points.len(), 5);
+    for (point, (name, keep)) in points.iter().zip([
+        ("dense", 1.0),
+        ("skipcat-0.8", 0.8),
+        ("skipcat-0.6", 0.6),
+        ("frontier-0.8", 0.8),
+        ("frontier-0.6", 0.6),
+    ]) {
+        assert_eq!(point["name"], name);
+        assert!(
+            (point["keep_ratio"].as_f64().expect("ratio") - keep).abs() < 0.05,
+            "{point}"
+        );
+        assert!(
+            point["texts"]["text.txt"]["perplexity"]
+                .as_f64()
+                .expect("number")
+                > 1.0
+        );
+    }
+    for file in [
+        "report/report.html",
+        "report/kept-share-by-layer.svg",
+        "sweep.json",
+    ] {
+        assert!(Path::new(&out).join(file).is_file(), "{file}");
+    }
+    assert!(!Path::new(&out).join("work").exists());
+    assert!(
+        std::fs::read_dir(Path::new(&out).join("models"))
+            .expect("lists")
+            .next()
+            .is_none()
+    );
+    let refused = sweep("0.8", &[]);
+    assert!(
+        refused.stderr.contains("exists already"),
+        "{}",
+        refused.stderr
+    );
+
+    // An unfinished sweep is a `.partial` directory; its points are not made again.
+    let partial = format!("{out}.partial");
+    std::fs::rename(&out, &partial).expect("renames");
+    let record = Path::new(&partial).join("compress/skipcat-0.8.json");
+    let before = std::fs::metadata(&record)
+        .expect("is there")
+        .modified()
+        .expect("time");
+    let again = sweep("0.8,0.6,0.5", &["--discard-models", "--resume"]).json();
+    assert_eq!(again["points"].as_array().expect("points").len(), 7);
+    assert_eq!(again["points"][1], done["points"][1]);
+    let record = Path::new(&out).join("compress/skipcat-0.8.json");
+    assert_eq!(
+        std::fs::metadata(&record)
+            .expect("is there")
+            .modified()
+            .expect("time"),
+        before
+    );
+}
+
+/// The committed schema is the one the settings give, and every shipped recipe is read.
+#[test]
+fn recipes_and_their_schema() {
+    let run = cinder(&["compress", "--print-schema"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/recipe.schema.json");
+    if std::env::var_os("INSTA_UPDATE").is_some_and(|v| v == "always") {
+        std::fs::write(&committed, &run.stdout).expect("writes");
+    }
+    let committed = std::fs::read_to_string(committed).expect("is there");
+    assert_eq!(
+        run.stdout, committed,
+        "run the tests with INSTA_UPDATE=always"
+    );
+    let schema: Value = serde_json::from_str(&committed).expect("is JSON");
+    let text = schema.to_string();
+    for reference in text.split("#/$defs/").skip(1) {
+        let name = reference.split('"').next().expect("a name");
+        assert!(schema["$defs"][name].is_object(), "{name} is not defined");
+    }
+    for recipe in ["frontier", "skipcat", "low-rank"] {
+        let file = format!("recipes/{recipe}.toml");
+        let plan = cinder(&[
+            "compress",
+            &family("tiny-llama"),
+            "--recipe",
+            &file,
+            "--dry-run",
+            "--json",
+        ])
+        .json();
+        assert_eq!(plan["recipe"]["name"], recipe);
+        assert!((plan["keep_ratio"].as_f64().expect("ratio") - 0.8).abs() < 0.05);
+        assert!(plan["seconds_estimate"].as_f64().expect("seconds") > 0.0);
+    }
+}
