@@ -238,7 +238,7 @@ mod tests {
                 (&sites, loss(&sites, budget)),
             ] {
                 let used = scalars(sites, &choices);
-                let least: u64 = sites.iter().map(|s| least_of(s)).sum();
+                let least: u64 = sites.iter().map(least_of).sum();
                 if least > budget {
                     prop_assert!(used >= least);
                     continue;
