@@ -108,6 +108,14 @@ impl Recipe {
             let place = line.map_or(String::new(), |l| format!("line {l}: "));
             wrong(format!("{place}{}", e.message()))
         })?;
+        // Sweeps name files after it.
+        let plain = |c: char| c.is_alphanumeric() || " ._+-".contains(c);
+        if file.name.is_empty() || file.name.starts_with('.') || !file.name.chars().all(plain) {
+            return Err(wrong(format!(
+                "`name` is {:?}; it must be letters, digits, spaces and `._+-`, and begin with no dot",
+                file.name
+            )));
+        }
         if file.passes.is_empty() {
             return Err(wrong("it has no `[[passes]]`".into()));
         }

@@ -81,6 +81,15 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .iter()
         .map(|text| context.corpus(text))
         .collect::<Result<Vec<Corpus>>>()?;
+    let mut names: Vec<&str> = texts.iter().map(|t| t.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Usage::new(
+            format!("two texts are named `{}`", pair[0]),
+            "results are named after the texts: give them different file names",
+        )
+        .into());
+    }
     let output = match args.resume {
         true => OutputDirectory::resume(&args.out, args.overwrite)?,
         false => Some(OutputDirectory::create(&args.out, args.overwrite)?),

@@ -70,6 +70,10 @@ impl Walk<'_> {
             {
                 sites.extend(done.sites.into_iter().map(|site| (site, None)));
                 ahead.pop_front();
+                // What was on its way came from before this layer.
+                if let Some(propagated) = &mut propagated {
+                    propagated.hidden = None;
+                }
                 self.progress.advance(1);
                 continue;
             }
