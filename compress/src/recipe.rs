@@ -141,6 +141,16 @@ impl Recipe {
         })
     }
 
+    /// Replaces the calibration's corpus and seed, where they are given and it has one.
+    pub fn override_calibration(&mut self, corpus: Option<&str>, seed: Option<u64>) {
+        if let Some(calibration) = &mut self.calibration {
+            if let Some(corpus) = corpus {
+                calibration.corpus = corpus.into();
+            }
+            calibration.seed = seed.unwrap_or(calibration.seed);
+        }
+    }
+
     /// The recipe with every default and override filled in, as it goes into the manifest.
     pub fn resolved(&self) -> Value {
         json!({
@@ -150,9 +160,7 @@ impl Recipe {
             "passes": self.passes.iter().map(|p| p.settings()).collect::<Vec<_>>(),
         })
     }
-}
 
-impl Recipe {
     /// What the passes have to know of the calibration text, together.
     pub fn needs(&self) -> Needs {
         let needs = self.passes.iter().map(|p| p.needs());
@@ -180,14 +188,6 @@ impl Recipe {
             .collect();
         let calibration = generator.subschema_for::<Calibration>();
         let output = generator.subschema_for::<Output>();
-        let mut definitions = json!(generator.definitions());
-        // Those of the passes are in place already.
-        if let Some(map) = definitions.as_object_mut() {
-            let own = |entry: &Value, name: &str| entry["title"] == *name;
-            map.retain(|name, schema| {
-                !(name.ends_with("Settings") && own(schema, name)) || name == "GradientSettings"
-            });
-        }
         json!({
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": "Cinder recipe",
@@ -200,7 +200,7 @@ impl Recipe {
                 "output": output,
                 "passes": {"type": "array", "minItems": 1, "items": {"oneOf": passes}},
             },
-            "$defs": definitions,
+            "$defs": generator.definitions(),
         })
     }
 }

@@ -33,6 +33,18 @@ pub struct Results {
 }
 
 impl Results {
+    /// Names files under `to` that were read under `from`: where they will be, not where they are being written.
+    pub fn relocate(&mut self, from: &Path, to: &Path) {
+        let evaluated = self.evaluations.iter_mut().map(|each| &mut each.file);
+        let compressed = self.compressions.iter_mut();
+        let compressed = compressed.flat_map(|each| [&mut each.file, &mut each.path]);
+        for path in evaluated.chain(compressed) {
+            if let Ok(inside) = path.strip_prefix(from) {
+                *path = to.join(inside);
+            }
+        }
+    }
+
     fn len(&self) -> usize {
         self.evaluations.len() + self.compressions.len()
     }

@@ -81,9 +81,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .iter()
         .map(|keep| {
             let mut recipe = Recipe::parse(RECIPE, Path::new("demo"), Some(*keep))?;
-            if let Some(calibration) = &mut recipe.calibration {
-                calibration.seed = context.seed.unwrap_or(0);
-            }
+            recipe.override_calibration(None, context.seed);
             Ok((*keep, recipe))
         })
         .collect::<Result<Vec<(f64, Recipe)>>>()?;
@@ -121,15 +119,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
 
     let options = Options::titled("Cinder demo: SmolLM2-135M-Instruct at several keep ratios");
     let mut results = read(&[folder.join("results"), folder.join("models")])?;
-    let evaluated = results.evaluations.iter_mut().map(|each| &mut each.file);
-    let compressed = results.compressions.iter_mut();
-    let compressed = compressed.flat_map(|each| [&mut each.file, &mut each.path]);
-    for path in evaluated.chain(compressed) {
-        // Where the files will be, not where they are until the demo is whole.
-        if let Ok(inside) = path.strip_prefix(&folder) {
-            *path = args.out.join(inside);
-        }
-    }
+    results.relocate(&folder, &args.out);
     write(&results, &folder.join("report"), &options)?;
     let page = args.out.join("report").join("report.html");
     let summary = json!({"report": page, "results": args.out.join("results"), "models": args.out.join("models")});

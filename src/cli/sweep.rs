@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cinder::compress::pipeline::{Job, compress, interrupted};
+use cinder::compress::passes::Needs;
+use cinder::compress::pipeline::{CalibrationText, Job, compress, interrupted};
 use cinder::compress::recipe::Recipe;
 use cinder::eval::{Corpus, EvalResult, WindowChoice};
 use cinder::models::Precision;
@@ -107,13 +108,14 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     for name in ["models", "compress", "results"] {
         fs::create_dir_all(folder.join(name))?;
     }
-    let sweep = Sweep {
+    let mut sweep = Sweep {
         context,
         args: &args,
         texts: &texts,
         checkpoint: &checkpoint,
         work: args.work.clone().unwrap_or_else(|| folder.join("work")),
         folder: &folder,
+        text: None,
     };
     let mut rows = vec![sweep.measured("dense", None, || context.open(&args.model))?];
     for point in &points {
@@ -153,14 +155,7 @@ fn points(context: &Context, args: &Args) -> Result<Vec<Point>> {
     for path in &args.recipe {
         for keep in &keeps {
             let mut recipe = Recipe::read(path, Some(*keep))?;
-            if let Some(calibration) = &mut recipe.calibration {
-                if let Some(corpus) = &args.calibration {
-                    calibration.corpus.clone_from(corpus);
-                }
-                if let Some(seed) = context.seed {
-                    calibration.seed = seed;
-                }
-            }
+            recipe.override_calibration(args.calibration.as_deref(), context.seed);
             let name = format!("{}-{keep}", recipe.name);
             if points.iter().any(|p| p.name == name) {
                 return Err(Usage::new(
@@ -183,22 +178,36 @@ struct Sweep<'a> {
     work: PathBuf,
     /// Where the sweep is being written.
     folder: &'a Path,
+    /// The last calibration text and the settings it was drawn by: points of one recipe share it.
+    text: Option<(Value, Option<CalibrationText>)>,
 }
 
 impl Sweep<'_> {
     /// Makes and measures one point, as far as an interrupted sweep has not.
-    fn point(&self, point: &Point) -> Result<Value> {
+    fn point(&mut self, point: &Point) -> Result<Value> {
         let (context, name) = (self.context, &point.name);
         let model = self.folder.join("models").join(name);
         let record = self.folder.join("compress").join(format!("{name}.json"));
         let measured = self.texts.iter().all(|t| self.result(name, t).is_file());
         if !record.is_file() || !(measured || model.is_dir()) {
             context.printer.say(&format!("{name}: compressing"));
-            let text = calibration_text(context, self.checkpoint, &point.recipe)?;
+            let settings = json!([
+                point.recipe.calibration,
+                point.recipe.needs() > Needs::Nothing
+            ]);
+            if self
+                .text
+                .as_ref()
+                .is_none_or(|(known, _)| *known != settings)
+            {
+                let text = calibration_text(context, self.checkpoint, &point.recipe)?;
+                self.text = Some((settings, text));
+            }
+            let text = self.text.as_ref().and_then(|(_, text)| text.as_ref());
             let job = |resume| Job {
                 checkpoint: self.checkpoint,
                 recipe: &point.recipe,
-                text: text.as_ref(),
+                text,
                 out: &model,
                 overwrite: true,
                 resume,
@@ -310,15 +319,7 @@ impl Sweep<'_> {
     fn report(&self) -> Result<PathBuf> {
         let mut results: Results =
             read(&[self.folder.join("results"), self.folder.join("compress")])?;
-        // Where the files will be, not where they are until the sweep is whole.
-        let evaluated = results.evaluations.iter_mut().map(|each| &mut each.file);
-        let compressed = results.compressions.iter_mut();
-        let compressed = compressed.flat_map(|each| [&mut each.file, &mut each.path]);
-        for path in evaluated.chain(compressed) {
-            if let Ok(inside) = path.strip_prefix(self.folder) {
-                *path = self.args.out.join(inside);
-            }
-        }
+        results.relocate(self.folder, &self.args.out);
         let options = Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
         write(&results, &self.folder.join("report"), &options)?;
         Ok(self.args.out.join("report").join("report.html"))

@@ -168,7 +168,7 @@ impl Statistics {
         let kept = |layer: usize| !keep_inputs || (0..layer).all(|l| self.inputs(l).exists());
         let (first, mut hidden) = match begun.filter(|layer| kept(*layer)) {
             Some(layer) => (layer, load_states(&self.hidden(layer), job.device)?),
-            None => (0, embed(job)?),
+            None => (0, embed_windows(job.checkpoint, job.windows, job.device)?),
         };
         progress.advance((first * hidden.len()) as u64);
         for layer in first..layers {
@@ -313,10 +313,14 @@ fn index(site: Site) -> usize {
     Site::ALL.iter().position(|s| *s == site).unwrap_or(0)
 }
 
-/// The hidden states of all windows as the first block reads them.
-fn embed(job: &Collection<'_>) -> Result<Vec<Tensor<3>>> {
-    let frame = job.checkpoint.load_frame(Precision::F32, job.device)?;
-    let rows = job.windows.ids.iter();
+/// The hidden states of all windows as the first block reads them, `[1, window, hidden]` each.
+pub(crate) fn embed_windows(
+    checkpoint: &Checkpoint,
+    windows: &Windows,
+    device: &Device,
+) -> Result<Vec<Tensor<3>>> {
+    let frame = checkpoint.load_frame(Precision::F32, device)?;
+    let rows = windows.ids.iter();
     rows.map(|ids| Ok(frame.embedding.embed(std::slice::from_ref(ids))?))
         .collect()
 }

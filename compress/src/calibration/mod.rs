@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 use crate::linalg::{Cross, Gram};
 
 pub use collect::{Collection, GradientSettings, LabelSource, LayerStatistics, Statistics};
-pub(crate) use collect::{load_states, save_states};
+pub(crate) use collect::{embed_windows, load_states, save_states};
 pub use own_text::{OwnText, own_text};
+pub(crate) use store::{read_json, write_whole};
 pub use windows::{Draw, Piece, Tokens, Windows, draw_windows};
 
 /// The second moments of one layer, wherever they are kept.

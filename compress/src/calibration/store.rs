@@ -10,11 +10,33 @@ use std::path::Path;
 use bytemuck::Pod;
 use cinder_models::checkpoint::Hashing;
 use fs_err::File;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"CINDARR1";
+
+/// Writes a file beside its place and renames it.
+///
+/// # Errors
+/// I/O errors.
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    let unfinished = path.with_extension("new");
+    fs_err::write(&unfinished, content)?;
+    Ok(fs_err::rename(unfinished, path)?)
+}
+
+/// Reads a JSON file that a run has left.
+///
+/// # Errors
+/// I/O errors, and [`Error::Work`] when it is not what was written.
+pub(crate) fn read_json<V: DeserializeOwned>(path: &Path) -> Result<V> {
+    serde_json::from_slice(&fs_err::read(path)?).map_err(|e| Error::Work {
+        path: path.into(),
+        why: e.to_string(),
+    })
+}
 
 /// Writes values with a note of what they are.
 ///

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use fs_err as fs;
 use serde_json::Value;
 
+use crate::calibration::{read_json, write_whole};
 use crate::error::{Error, Result};
 
 /// Writes `identity` to `path`, or compares it with what an earlier run wrote there.
@@ -13,15 +13,9 @@ use crate::error::{Error, Result};
 /// [`Error::Drift`] naming what differs; [`Error::Work`] when the file can not be read; I/O errors.
 pub(crate) fn check_identity(path: &Path, identity: &Value) -> Result<()> {
     if !path.exists() {
-        let unfinished = path.with_extension("new");
-        fs::write(&unfinished, format!("{identity:#}\n"))?;
-        return Ok(fs::rename(unfinished, path)?);
+        return write_whole(path, format!("{identity:#}\n").as_bytes());
     }
-    let before: Value =
-        serde_json::from_str(&fs::read_to_string(path)?).map_err(|e| Error::Work {
-            path: path.into(),
-            why: e.to_string(),
-        })?;
+    let before: Value = read_json(path)?;
     // As it would be read back: numbers have one way to be written.
     let now: Value = serde_json::from_str(&identity.to_string()).unwrap_or_default();
     let mut changes = Vec::new();

@@ -25,7 +25,7 @@ use fs_err as fs;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::calibration::{Collection, Statistics, Windows};
+use crate::calibration::{Collection, Statistics, Windows, read_json, write_whole};
 use crate::error::{Error, Result};
 use crate::passes::{Analysis, Needs, Pass, Plan, Takes, touched_scalars};
 use crate::recipe::Recipe;
@@ -254,10 +254,8 @@ fn analyse(
         let block = job.checkpoint.load_layer(*layer, Precision::F32, device)?;
         let moments = collected.store.layer(*layer);
         let analysis = pass.analyse(config, *layer, Some((&block, &moments)))?;
-        let (path, text) = (path(*layer), serde_json::to_vec(&analysis));
-        let unfinished = path.with_extension("new");
-        fs::write(&unfinished, text.map_err(std::io::Error::from)?)?;
-        fs::rename(unfinished, path)?;
+        let text = serde_json::to_vec(&analysis).map_err(std::io::Error::from)?;
+        write_whole(&path(*layer), &text)?;
         progress.advance(1);
         Ok(())
     };
@@ -265,13 +263,7 @@ fn analyse(
         layers.par_iter().map(make).collect::<Result<()>>()?;
     }
     // Read back even what was just written: a resumed run must see the same digits.
-    let read = |layer: usize| {
-        serde_json::from_slice(&fs::read(path(layer))?).map_err(|e| Error::Work {
-            path: path(layer),
-            why: e.to_string(),
-        })
-    };
-    let analyses = (0..config.layers).map(read).collect();
+    let analyses = (0..config.layers).map(|l| read_json(&path(l))).collect();
     progress.finish();
     analyses
 }

@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::Job;
 use super::inputs::Stream;
 use crate::calibration::{
-    LayerStatistics, Moments, SiteInputs, Statistics, load_states, save_states,
+    LayerStatistics, Moments, SiteInputs, Statistics, embed_windows, load_states, read_json,
+    save_states, write_whole,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::passes::{LayerPlan, Needs, Pass, Plan};
 use crate::recipe::Propagate;
 
@@ -134,14 +135,10 @@ impl Walk<'_> {
         if layer > 0 {
             return load_states(&self.states(layer), self.device);
         }
-        let frame = self
-            .job
-            .checkpoint
-            .load_frame(Precision::F32, self.device)?;
-        let windows = self.job.text.iter().flat_map(|t| &t.windows.ids);
-        windows
-            .map(|ids| Ok(frame.embedding.embed(std::slice::from_ref(ids))?))
-            .collect()
+        match self.job.text {
+            Some(text) => embed_windows(self.job.checkpoint, &text.windows, self.device),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Compresses one layer.
@@ -235,10 +232,7 @@ impl Walk<'_> {
         if !self.job.resume || !path.is_file() {
             return Ok(None);
         }
-        let done: Done = serde_json::from_slice(&fs::read(&path)?).map_err(|e| Error::Work {
-            path: path.clone(),
-            why: e.to_string(),
-        })?;
+        let done: Done = read_json(&path)?;
         Ok(writer.adopt(done.shard.clone())?.then_some(done))
     }
 
@@ -251,11 +245,9 @@ impl Walk<'_> {
         sites: Vec<SiteRecord>,
     ) -> Result<Vec<SiteRecord>> {
         let path = self.work.join(format!("{name}.json"));
-        let unfinished = path.with_extension("new");
         let text = serde_json::to_vec(&Done { shard, sites }).map_err(std::io::Error::from)?;
-        fs::write(&unfinished, &text)?;
-        fs::rename(unfinished, path)?;
-        let done: Done = serde_json::from_slice(&text).map_err(std::io::Error::from)?;
+        write_whole(&path, &text)?;
+        let done: Done = read_json(&path)?;
         Ok(done.sites)
     }
 }

@@ -88,14 +88,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .into());
     };
     let mut recipe = Recipe::read(recipe, args.keep)?;
-    if let Some(calibration) = &mut recipe.calibration {
-        if let Some(corpus) = args.calibration {
-            calibration.corpus = corpus;
-        }
-        if let Some(seed) = context.seed {
-            calibration.seed = seed;
-        }
-    }
+    recipe.override_calibration(args.calibration.as_deref(), context.seed);
     let checkpoint = context.open(model)?;
     if args.dry_run {
         return dry_run::run(context, &checkpoint, &recipe);

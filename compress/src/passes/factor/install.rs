@@ -88,6 +88,39 @@ impl Stored {
         }
     }
 
+    /// The modules of projections that read the same input, of `outs` outputs each.
+    fn group(
+        self,
+        outs: &[usize],
+        biases: Vec<Option<Tensor<1>>>,
+        device: &Device,
+    ) -> ProjectionGroup {
+        let rank = self.width;
+        let mut rest = self.expansion.into_iter();
+        let expansions = outs.iter().zip(biases).map(|(out, bias)| {
+            let own: Vec<f32> = rest.by_ref().take(out * rank).collect();
+            Projection::Dense(linear(transposed(own, *out, rank, device), bias))
+        });
+        let expansions = expansions.collect();
+        match self.basis {
+            StoredBasis::None => ProjectionGroup::new(expansions),
+            StoredBasis::Plain { values, input } => {
+                let a = transposed(values, rank, input, device);
+                let basis = Matrix::from(linear(a, None)).into();
+                ProjectionGroup::shared(basis, expansions)
+            }
+            StoredBasis::Identity {
+                pivots,
+                values,
+                input,
+            } => {
+                let a = transposed(values, rank, input - rank, device);
+                let basis = IdentityBasis::new(&pivots, input, a).into();
+                ProjectionGroup::shared(basis, expansions)
+            }
+        }
+    }
+
     pub fn is_finite(&self) -> bool {
         let basis = match &self.basis {
             StoredBasis::None => &[][..],
@@ -118,11 +151,6 @@ pub(super) fn install(
     stored: Stored,
     rows: Option<&[usize]>,
 ) {
-    let Stored {
-        expansion,
-        width,
-        basis,
-    } = stored;
     let originals = dense.site(site);
     let device = block.input_norm.gamma.val().device();
     let bias = |member: usize| match originals[member] {
@@ -134,44 +162,10 @@ pub(super) fn install(
         .map(|m| rows.map_or_else(|| originals[*m].shape().0, <[usize]>::len))
         .collect();
     if let [member] = members {
-        let stored = Stored {
-            expansion,
-            width,
-            basis,
-        };
         *block.site_mut(site)[*member] = stored.projection(outs[0], bias(*member), &device);
-        return;
-    }
-    let mut rest = expansion.into_iter();
-    let expansions: Vec<Projection> = members
-        .iter()
-        .zip(&outs)
-        .map(|(member, out)| {
-            let own: Vec<f32> = rest.by_ref().take(out * width).collect();
-            let b = transposed(own, *out, width, &device);
-            Projection::Dense(linear(b, bias(*member)))
-        })
-        .collect();
-    let basis: Option<Basis> = match basis {
-        StoredBasis::None => None,
-        StoredBasis::Plain { values, input } => {
-            let a = transposed(values, width, input, &device);
-            Some(Matrix::from(linear(a, None)).into())
-        }
-        StoredBasis::Identity {
-            pivots,
-            values,
-            input,
-        } => {
-            let a = transposed(values, width, input - width, &device);
-            Some(IdentityBasis::new(&pivots, input, a).into())
-        }
-    };
-    if let Some(group) = block.group_mut(site) {
-        *group = match basis {
-            Some(basis) => ProjectionGroup::shared(basis, expansions),
-            None => ProjectionGroup::new(expansions),
-        };
+    } else if let Some(group) = block.group_mut(site) {
+        let biases = members.iter().map(|m| bias(*m)).collect();
+        *group = stored.group(&outs, biases, &device);
     }
 }
 
@@ -218,7 +212,7 @@ pub(in super::super) fn shared_identity_block(
     let Some(Basis::Dense(basis)) = &group.basis else {
         return Ok(None);
     };
-    let (rank, input) = basis.shape();
+    let input = basis.shape().1;
     let members: Vec<Linear> = group.members.iter().map(Projection::to_dense).collect();
     let outs: Vec<usize> = members.iter().map(|m| m.weight.val().dims()[1]).collect();
     let expansions = members.iter().map(|m| values(&m.weight.val()));
@@ -226,24 +220,11 @@ pub(in super::super) fn shared_identity_block(
     let out = outs.iter().sum();
     let (stored, growth) = converted(&basis.to_dense(), stack, out, input, bound)?;
     let device = members[0].weight.val().device();
-    let StoredBasis::Identity {
-        pivots,
-        values: rest,
-        ..
-    } = stored.basis
-    else {
-        return Ok(None);
-    };
-    let a = transposed(rest, rank, input - rank, &device);
-    let mut rows = stored.expansion.into_iter();
-    let expansions = members.iter().zip(outs).map(|(member, out)| {
-        let own: Vec<f32> = rows.by_ref().take(out * rank).collect();
-        let bias = member.bias.as_ref().map(|b| b.val());
-        Projection::Dense(linear(transposed(own, out, rank, &device), bias))
-    });
-    let expansions = expansions.collect();
-    let basis = IdentityBasis::new(&pivots, input, a).into();
-    Ok(Some((ProjectionGroup::shared(basis, expansions), growth)))
+    let biases = members.iter().map(|m| m.bias.as_ref().map(|b| b.val()));
+    Ok(Some((
+        stored.group(&outs, biases.collect(), &device),
+        growth,
+    )))
 }
 
 /// The values `[out, in]` of a weight `[in, out]`, row-major.
