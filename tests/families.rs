@@ -189,7 +189,8 @@ fn a_cache_continues_where_it_stopped() {
         }
         // A cache of another batch, or of another model, is refused.
         assert!(decoder.hidden(&rows[..1], Some(&mut cache)).is_err());
-        let mut other = cinder::models::cache::KvCache::new(1, 0);
+        let mut other =
+            cinder::models::cache::KvCache::new(vec![decoder.layers[0].attention.new_cache(0)]);
         assert!(decoder.hidden(&rows, Some(&mut other)).is_err());
     }
 }

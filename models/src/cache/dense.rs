@@ -2,73 +2,42 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::error::{Error, Result};
-
 /// Capacities are multiples of this many tokens.
 const STEP: usize = 64;
 
-/// The cache of a whole decoder.
-///
-/// Memory for `capacity` tokens is taken when the first are added; a cache that runs full doubles, which copies it.
-#[derive(Debug, Clone)]
-pub struct KvCache {
-    layers: Vec<LayerCache>,
-}
-
 /// The cache of one layer.
 #[derive(Debug, Clone, Default)]
-pub struct LayerCache {
+pub struct DenseCache {
     /// Keys and values `[batch, kv_heads, capacity, head_dim]`, of which the first `length` tokens count.
     kept: Option<(Tensor<4>, Tensor<4>)>,
     length: usize,
     capacity: usize,
 }
 
-impl KvCache {
-    /// An empty cache for `layers` layers that will hold `capacity` tokens without growing.
-    pub fn new(layers: usize, capacity: usize) -> Self {
-        let layer = LayerCache {
+impl DenseCache {
+    /// An empty cache that will hold `capacity` tokens without growing.
+    pub fn new(capacity: usize) -> Self {
+        DenseCache {
             capacity,
-            ..LayerCache::default()
-        };
-        KvCache {
-            layers: vec![layer; layers],
+            ..DenseCache::default()
         }
     }
 
     /// Tokens held.
     pub fn length(&self) -> usize {
-        self.layers.first().map_or(0, |l| l.length)
+        self.length
+    }
+
+    /// Sequences held side by side; none while it is empty.
+    pub fn batch(&self) -> Option<usize> {
+        self.kept.as_ref().map(|(keys, _)| keys.dims()[0])
     }
 
     /// Forgets all tokens after the first `length`; memory is kept.
     pub fn truncate(&mut self, length: usize) {
-        for layer in &mut self.layers {
-            layer.length = layer.length.min(length);
-        }
+        self.length = self.length.min(length);
     }
 
-    /// # Errors
-    /// [`Error::Request`] when the cache was made for another number of layers, or holds another batch.
-    pub(crate) fn check(&self, layers: usize, batch: usize) -> Result<()> {
-        let held = self.layers.first().and_then(|l| l.kept.as_ref());
-        let held = held.map_or(batch, |(k, _)| k.dims()[0]);
-        if self.layers.len() == layers && held == batch {
-            return Ok(());
-        }
-        Err(Error::Request(format!(
-            "a KV cache of {} layers and batch {held} was given to a model of {layers} layers and batch {batch}",
-            self.layers.len()
-        )))
-    }
-
-    /// The layers' caches, first layer first.
-    pub fn layers_mut(&mut self) -> &mut [LayerCache] {
-        &mut self.layers
-    }
-}
-
-impl LayerCache {
     /// Adds keys and values `[batch, kv_heads, tokens, head_dim]` of new tokens. Returns keys and values
     /// `[batch, kv_heads, capacity, head_dim]`, and how many tokens they hold.
     ///
@@ -127,11 +96,11 @@ mod tests {
         let device = Device::flex();
         let all = Tensor::<4>::random([2, 3, 200, 4], Distribution::Default, &device);
         for capacity in [0, 65, 200] {
-            let mut cache = KvCache::new(1, capacity);
+            let mut cache = DenseCache::new(capacity);
             let mut at = 0;
             for tokens in [1, 63, 1, 90, 45] {
                 let part = all.clone().narrow(2, at, tokens);
-                let (k, v, held) = cache.layers_mut()[0].append(part.clone(), part * 2.0);
+                let (k, v, held) = cache.append(part.clone(), part * 2.0);
                 at += tokens;
                 assert_eq!(held, at);
                 let seen = all.clone().narrow(2, 0, at);
@@ -147,8 +116,7 @@ mod tests {
     fn room_that_was_asked_for_is_all_there_is() {
         let device = Device::flex();
         let token = Tensor::<4>::ones([1, 1, 1, 16], &device);
-        let mut cache = KvCache::new(1, 100);
-        let layer = &mut cache.layers_mut()[0];
+        let mut layer = DenseCache::new(100);
         layer.append(token.clone(), token.clone());
         for _ in 0..99 {
             let (k, _, _) = layer.append(token.clone(), token.clone());

@@ -1,5 +1,93 @@
 //! What attention remembers of earlier tokens, one file a kind.
 
 mod dense;
+mod format;
+mod latent;
 
-pub use dense::{KvCache, LayerCache};
+use crate::decoder::KeyRotary;
+use crate::error::{Error, Result};
+
+pub use dense::DenseCache;
+pub use format::CacheFormat;
+pub use latent::LatentCache;
+
+/// The cache of a whole decoder: made by [`Decoder::new_cache`](crate::Decoder::new_cache).
+///
+/// Memory for the asked capacity is taken when the first tokens are added; a cache that runs full grows, which copies it.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    /// Rotations of the positions so far, which rebuilt keys need; shared by the layers.
+    pub(crate) rotary: KeyRotary,
+}
+
+/// The cache of one layer.
+#[derive(Debug, Clone)]
+pub enum LayerCache {
+    /// Keys and values in full.
+    Dense(DenseCache),
+    /// The latents that keys and values are rebuilt from.
+    Latent(LatentCache),
+}
+
+impl KvCache {
+    /// A cache of these layers' caches.
+    pub fn new(layers: Vec<LayerCache>) -> Self {
+        KvCache {
+            layers,
+            rotary: KeyRotary::default(),
+        }
+    }
+
+    /// Tokens held.
+    pub fn length(&self) -> usize {
+        self.layers.first().map_or(0, LayerCache::length)
+    }
+
+    /// Forgets all tokens after the first `length`; memory is kept.
+    pub fn truncate(&mut self, length: usize) {
+        for layer in &mut self.layers {
+            match layer {
+                LayerCache::Dense(cache) => cache.truncate(length),
+                LayerCache::Latent(cache) => cache.truncate(length),
+            }
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Request`] when the cache was made for another number of layers, or holds another batch.
+    pub(crate) fn check(&self, layers: usize, batch: usize) -> Result<()> {
+        let held = self.layers.first().and_then(LayerCache::batch);
+        let held = held.unwrap_or(batch);
+        if self.layers.len() == layers && held == batch {
+            return Ok(());
+        }
+        Err(Error::Request(format!(
+            "a KV cache of {} layers and batch {held} was given to a model of {layers} layers and batch {batch}",
+            self.layers.len()
+        )))
+    }
+
+    /// The layers' caches, first layer first.
+    pub fn layers_mut(&mut self) -> &mut [LayerCache] {
+        &mut self.layers
+    }
+}
+
+impl LayerCache {
+    /// Tokens held.
+    pub fn length(&self) -> usize {
+        match self {
+            LayerCache::Dense(cache) => cache.length(),
+            LayerCache::Latent(cache) => cache.length(),
+        }
+    }
+
+    /// Sequences held side by side; none while it is empty.
+    fn batch(&self) -> Option<usize> {
+        match self {
+            LayerCache::Dense(cache) => cache.batch(),
+            LayerCache::Latent(cache) => cache.batch(),
+        }
+    }
+}

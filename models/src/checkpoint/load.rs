@@ -11,6 +11,7 @@ use burn::nn::{EmbeddingConfig, Linear, RmsNorm, RmsNormConfig};
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
 
+use super::latent::{LatentInfo, group_prefix};
 use super::names::{is_derived, projection_prefix};
 use super::open::Checkpoint;
 use super::pivots::read_pivots;
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::ops::{BlockFormat, Blocks};
 use crate::precision::Precision;
 use crate::projection::{
-    Basis, BlockLinear, IdentityBasis, LowRank, Matrix, Projection, ProjectionGroup,
+    Basis, BlockLinear, GroupHeads, IdentityBasis, LowRank, Matrix, Projection, ProjectionGroup,
 };
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -97,14 +98,22 @@ impl<'a> Loader<'a> {
         };
         let q_norm = head_norm("self_attn.q_norm")?;
         let k_norm = head_norm("self_attn.k_norm")?;
+        let latent = self.latent(index)?;
         let layer = DecoderLayer {
             input_norm: self.norm(&name("input_layernorm"), hidden)?,
             attention: Attention {
-                qkv: self.group(index, Site::Qkv)?,
+                qkv: match latent {
+                    None => self.group(index, Site::Qkv)?,
+                    Some(_) => {
+                        ProjectionGroup::new(vec![self.projection(index, Site::Qkv, "q")?])
+                    }
+                },
+                latent,
                 output: self.projection(index, Site::O, "o")?,
                 q_norm,
                 k_norm,
                 head_dim,
+                cache_format: self.checkpoint.cache_format(),
             },
             post_attention_norm: self.norm(&name("post_attention_layernorm"), hidden)?,
             feed_forward: FeedForward {
@@ -120,6 +129,30 @@ impl<'a> Loader<'a> {
             Some(name) => Err(self.wrong(name, "has no place in this architecture".into())),
             None => Ok(layer),
         }
+    }
+
+    /// Keys and values that are rebuilt from latents.
+    fn latent(&mut self, layer: usize) -> Result<Option<GroupHeads>> {
+        let Some(info) = LatentInfo::find(&**self.checkpoint.source(), layer) else {
+            return Ok(None);
+        };
+        let config = self.checkpoint.config();
+        let name = format!("{}.weight", info.prefix);
+        let basis = self.matrix(&name, info.rank, config.hidden_size, self.precision, None)?;
+        let mut expansions = |projection: &str| -> Result<Vec<Matrix>> {
+            let groups = info.groups(projection).iter().enumerate();
+            let groups = groups.map(|(group, (out, rank))| {
+                let prefix = group_prefix(&projection_prefix(layer, projection), group);
+                let bias = config.projection_bias(projection);
+                let bias = bias.then(|| self.vector(&format!("{prefix}.bias"), *out));
+                let name = format!("{prefix}.weight");
+                // Keys and values are rebuilt by a kernel of their own, in f32.
+                self.matrix(&name, *out, *rank, Precision::F32, bias.transpose()?)
+            });
+            groups.collect()
+        };
+        let (keys, values) = (expansions("k")?, expansions("v")?);
+        Ok(Some(GroupHeads::new(basis, keys, values, info.joint)))
     }
 
     fn group(&mut self, layer: usize, site: Site) -> Result<ProjectionGroup> {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::CacheFormat;
 use crate::error::{Error, Result};
 
 /// File name of the manifest.
@@ -34,6 +35,9 @@ pub struct Manifest {
     /// Bytes of all tensors at `dtype`, before and after.
     pub bytes_before: u64,
     pub bytes_after: u64,
+    /// How the KV cache stores latents; none where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_format: Option<CacheFormat>,
     /// Times a numerical fallback was taken; the sites say which.
     pub fallbacks: usize,
     pub sites: Vec<SiteRecord>,

@@ -9,6 +9,7 @@ mod export;
 pub mod gguf;
 mod hash;
 mod huggingface;
+mod latent;
 mod lazy;
 mod load;
 mod manifest;

@@ -23,6 +23,13 @@ const SHARED_BASES: [(&str, &str); 2] = [
     ("mlp.gate_up_basis", "feed_forward.gate_up.basis"),
 ];
 
+/// The same for keys and values that are rebuilt from latents; groups of heads are numbered.
+const LATENT: (&str, &str) = ("self_attn.kv_latent", "attention.latent.basis");
+const HEAD_GROUPS: [(&str, &str); 2] = [
+    ("self_attn.k_proj.groups", "attention.latent.keys"),
+    ("self_attn.v_proj.groups", "attention.latent.values"),
+];
+
 /// What a projection or norm may store; anything else (quantised pieces, adapters) is not a plain checkpoint.
 const LEAVES: [&str; 6] = [
     "weight",
@@ -53,6 +60,16 @@ pub fn shared_prefix(layer: usize, site: Site) -> Option<String> {
     Some(format!("model.layers.{layer}.{basis}"))
 }
 
+/// Prefix of the basis that makes a layer's key and value latents.
+pub(crate) fn latent_prefix(layer: usize) -> String {
+    format!("model.layers.{layer}.{}", LATENT.0)
+}
+
+/// Whether a tensor belongs to keys and values that are rebuilt from latents.
+pub(crate) fn is_latent(name: &str) -> bool {
+    name.ends_with(".kv_latent.weight") || name.contains("_proj.groups.")
+}
+
 /// Whether a tensor holds the pivots of an identity block: indices, of whole numbers.
 pub(crate) fn is_pivots(name: &str) -> bool {
     name.ends_with("basis.pivots")
@@ -72,12 +89,29 @@ pub(crate) fn layer_path(name: &str) -> Option<String> {
             leaves.contains(&leaf).then(|| format!("{ours}.{leaf}"))
         })
     };
-    path(&LAYER_PARTS, &LEAVES).or_else(|| path(&SHARED_BASES, &["weight", "pivots"]))
+    let group = || {
+        HEAD_GROUPS.iter().find_map(|(theirs, ours)| {
+            let (index, leaf) = name
+                .strip_prefix(theirs)?
+                .strip_prefix('.')?
+                .split_once('.')?;
+            let plain = index.parse::<usize>().is_ok_and(|i| i.to_string() == index);
+            (plain && ["weight", "bias"].contains(&leaf)).then(|| format!("{ours}.{index}.{leaf}"))
+        })
+    };
+    path(&LAYER_PARTS, &LEAVES)
+        .or_else(|| path(&SHARED_BASES, &["weight", "pivots"]))
+        .or_else(|| path(&[LATENT], &["weight"]))
+        .or_else(group)
 }
 
 /// The inverse of [`layer_path`], with the layer's index put in front.
 pub(crate) fn layer_name(layer: usize, path: &str) -> Option<String> {
-    let mut parts = LAYER_PARTS.iter().chain(&SHARED_BASES);
+    let mut parts = LAYER_PARTS
+        .iter()
+        .chain(&SHARED_BASES)
+        .chain([&LATENT])
+        .chain(&HEAD_GROUPS);
     parts.find_map(|(theirs, ours)| {
         let rest = path.strip_prefix(ours)?;
         // burn-store keeps Burn's name for a norm's weight; an identity block's weight is a module of its own.
@@ -121,6 +155,18 @@ mod tests {
             let name = format!("model.layers.0.{theirs}.weight");
             assert_eq!(layer_name(0, &path).expect("known"), name);
         }
+        for name in [
+            "self_attn.kv_latent.weight",
+            "self_attn.k_proj.groups.0.weight",
+            "self_attn.v_proj.groups.12.bias",
+        ] {
+            let path = layer_path(name).expect("known");
+            let full = format!("model.layers.3.{name}");
+            assert_eq!(layer_name(3, &path).expect("known"), full);
+            assert!(is_latent(&full));
+        }
+        assert_eq!(layer_path("self_attn.k_proj.groups.01.weight"), None);
+        assert_eq!(layer_path("self_attn.q_proj.groups.0.weight"), None);
         assert!(is_implied("attention.output.basis.others"));
         assert!(is_pivots("model.layers.0.mlp.gate_up_basis.pivots"));
         let shared = shared_prefix(2, Site::GateUp).expect("two projections");

@@ -10,11 +10,13 @@ use super::companions::gguf_companions;
 use super::gguf::GgufSource;
 use super::hash::sha256_files;
 use super::huggingface::{HuggingFaceSource, is_pickle};
+use super::latent::LatentInfo;
 use super::load::{EMBEDDING, Frame, HEAD, Loader, NORM};
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::names::{is_derived, is_pivots, layer_path};
 use super::source::{TensorInfo, TensorSource};
 use super::structure::{ProjectionInfo, Structure, index_bytes};
+use crate::cache::CacheFormat;
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, DecoderLayer};
 use crate::error::{Error, Result};
@@ -193,6 +195,30 @@ impl Checkpoint {
     /// The manifest of a compressed directory.
     pub fn manifest(&self) -> Option<&Manifest> {
         self.manifest.as_ref()
+    }
+
+    /// How the KV cache stores what it keeps: what the manifest declares, else f32.
+    pub fn cache_format(&self) -> CacheFormat {
+        let declared = self.manifest.as_ref().and_then(|m| m.cache_format);
+        declared.unwrap_or_default()
+    }
+
+    /// Bytes that one token takes in the KV cache: keys and values, or the latents they are rebuilt from with their scales
+    /// and minimums.
+    pub fn kv_bytes_per_token(&self, format: CacheFormat) -> u64 {
+        let layer = |layer| match LatentInfo::find(&*self.source, layer) {
+            Some(latent) => format.latent_bytes(&latent.ranks()),
+            None => {
+                let numbers = 2 * self.config.kv_heads * self.config.head_dim;
+                (numbers * format.bits() / 8) as u64
+            }
+        };
+        (0..self.config.layers).map(layer).sum()
+    }
+
+    /// Whether keys and values are rebuilt from latents.
+    pub fn has_latents(&self) -> bool {
+        LatentInfo::find(&*self.source, 0).is_some()
     }
 
     /// The tensors, by Hugging Face names.

@@ -1,5 +1,6 @@
 //! The form each projection has in a checkpoint, read from names and shapes alone.
 
+use super::latent::{LatentInfo, group_prefix};
 use super::names::{projection_prefix, shared_prefix};
 use super::source::{TensorInfo, TensorSource};
 use crate::config::ModelConfig;
@@ -12,8 +13,9 @@ pub struct ProjectionInfo {
     pub layer: usize,
     pub site: Site,
     pub projection: &'static str,
-    /// `dense`, `low-rank`, `identity-block`, `shared-basis`, `shared-identity-block`, or `pruned`: dense with fewer
-    /// feed-forward neurons than the configuration says.
+    /// `dense`, `low-rank`, `identity-block`, `shared-basis`, `shared-identity-block`, `group-head` or `joint-group-head` (keys
+    /// and values rebuilt from latents by groups of heads, each from its own or both from one), or `pruned`: dense with
+    /// fewer feed-forward neurons than the configuration says.
     pub kind: &'static str,
     /// Output and input width as stored.
     pub out: usize,
@@ -28,11 +30,19 @@ pub struct ProjectionInfo {
     pub bytes_on_disk: u64,
     /// The first of two factors.
     pub(crate) basis: Option<BasisInfo>,
+    /// Keys and values that are rebuilt from latents.
+    pub(crate) latent: Option<LatentInfo>,
 }
 
 impl ProjectionInfo {
     /// Bytes in memory at a precision, without the bias: with pivots, and a shared basis counted as for the scalars.
     pub fn bytes(&self, precision: Precision) -> u64 {
+        if let Some(latent) = &self.latent {
+            let groups = latent.groups(self.projection).iter();
+            let expansions = groups.map(|(out, rank)| precision.matrix_bytes(*out, *rank));
+            let rows = latent.basis_rows(self.projection);
+            return expansions.sum::<u64>() + precision.matrix_bytes(rows, self.input);
+        }
         let Some(basis) = &self.basis else {
             return precision.matrix_bytes(self.out, self.input);
         };
@@ -193,7 +203,26 @@ impl Structure<'_> {
             scalars: (out as u64).saturating_mul(input as u64),
             bytes_on_disk: bytes("weight"),
             basis: None,
+            latent: None,
         };
+        if ["k", "v"].contains(&projection)
+            && let Some(latent) = LatentInfo::find(self.source, layer)
+        {
+            info.kind = match latent.joint {
+                true => "joint-group-head",
+                false => "group-head",
+            };
+            info.rank = Some(latent.rank_of(projection));
+            info.scalars = latent.scalars(projection, input);
+            let stored = |name: String| self.source.info(&name).map_or(0, |i| i.bytes);
+            let groups = 0..latent.groups(projection).len();
+            let expansions = groups.map(|g| stored(format!("{}.weight", group_prefix(&prefix, g))));
+            let basis = stored(format!("{}.weight", latent.prefix));
+            let rows = latent.basis_rows(projection) as u64;
+            info.bytes_on_disk = expansions.sum::<u64>() + basis * rows / latent.rank.max(1) as u64;
+            info.latent = Some(latent);
+            return info;
+        }
         let shared = shared_prefix(layer, site)
             .and_then(|prefix| BasisInfo::find(self.source, prefix, true));
         let own = || BasisInfo::find(self.source, format!("{prefix}.basis"), false);
@@ -273,6 +302,9 @@ impl Structure<'_> {
                     );
                     return Err((name, why));
                 }
+            }
+            if let Some(latent) = p.latent.as_ref().filter(|_| p.projection == "k") {
+                latent.check(p.layer, p.out, self.config.head_dim)?;
             }
             let Some(basis) = &p.basis else {
                 continue;

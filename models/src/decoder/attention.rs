@@ -5,15 +5,17 @@ use burn::nn::RmsNorm;
 use burn::tensor::Tensor;
 
 use super::{Observer, RotaryTable, Site, norm};
-use crate::cache::LayerCache;
+use crate::cache::{CacheFormat, DenseCache, LatentCache, LayerCache};
 use crate::ops;
-use crate::projection::{Projection, ProjectionGroup};
+use crate::projection::{GroupHeads, Projection, ProjectionGroup};
 
 /// The attention of one layer: `qkv` in, `output` out.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Query, key and value.
+    /// Query, key and value; the query alone where keys and values are rebuilt from latents.
     pub qkv: ProjectionGroup,
+    /// Keys and values that are cached as latents.
+    pub latent: Option<GroupHeads>,
     /// The output projection `o`.
     pub output: Projection,
     /// Per-head norm of queries (Qwen3).
@@ -22,6 +24,9 @@ pub struct Attention {
     pub k_norm: Option<RmsNorm>,
     #[module(skip)]
     pub head_dim: usize,
+    /// How the cache stores what it keeps of this layer.
+    #[module(skip)]
+    pub cache_format: CacheFormat,
 }
 
 impl Attention {
@@ -52,9 +57,11 @@ impl Attention {
     ) -> Tensor<2> {
         let [batch, tokens, hidden] = normed.dims();
         let flat = normed.reshape([batch * tokens, hidden]);
-        let mut qkv = self.qkv.forward(flat).into_iter();
+        let mut qkv = self.qkv.forward(flat.clone()).into_iter();
         let mut heads = |per_head: &Option<RmsNorm>| {
-            let x = qkv.next().expect("the qkv site has three members");
+            let x = qkv
+                .next()
+                .expect("a query, and key and value without latents");
             let count = x.dims()[1] / self.head_dim;
             let x = x.reshape([batch, tokens, count, self.head_dim]);
             match per_head {
@@ -63,12 +70,41 @@ impl Attention {
             }
         };
         let q = rotary.rotate(heads(&self.q_norm));
-        let k = rotary.rotate(heads(&self.k_norm)).swap_dims(1, 2);
-        let v = heads(&None).swap_dims(1, 2);
-        let (k, v, keys) = match cache {
-            Some(cache) => cache.append(k, v),
-            None => (k, v, tokens),
+        let mixed = match &self.latent {
+            None => {
+                let k = rotary.rotate(heads(&self.k_norm)).swap_dims(1, 2);
+                let v = heads(&None).swap_dims(1, 2);
+                let (k, v, keys) = match cache {
+                    Some(LayerCache::Dense(cache)) => cache.append(k, v),
+                    Some(LayerCache::Latent(_)) => panic!("the cache of a layer with latents"),
+                    None => (k, v, tokens),
+                };
+                ops::attention(q, k, v, keys, None)
+            }
+            Some(latent) => {
+                // Without a cache, one is made for these tokens alone: whatever it rounds is part of the model.
+                let own = &mut self.new_cache(tokens);
+                let LayerCache::Latent(cache) = cache.unwrap_or(own) else {
+                    panic!("the cache of a layer without latents");
+                };
+                let latents = latent.latents(flat);
+                let rank = latents.dims()[1];
+                cache.append(latents.reshape([batch, tokens, rank]));
+                latent.attend(q, cache, self.k_norm.as_ref(), rotary)
+            }
         };
-        ops::attention(q, k, v, keys, None).reshape([(batch * tokens) as i32, -1])
+        mixed.reshape([(batch * tokens) as i32, -1])
+    }
+
+    /// An empty cache for this layer, with room for `capacity` tokens.
+    pub fn new_cache(&self, capacity: usize) -> LayerCache {
+        match &self.latent {
+            None => LayerCache::Dense(DenseCache::new(capacity)),
+            Some(latent) => LayerCache::Latent(LatentCache::new(
+                &latent.ranks(),
+                self.cache_format,
+                capacity,
+            )),
+        }
     }
 }

@@ -11,7 +11,7 @@ use burn::module::Module;
 use burn::nn::RmsNorm;
 use burn::tensor::Tensor;
 
-use crate::cache::KvCache;
+use crate::cache::{CacheFormat, KvCache};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::ops;
@@ -21,7 +21,7 @@ pub use attention::Attention;
 pub use embedding::TokenEmbedding;
 pub use feed_forward::FeedForward;
 pub use layer::DecoderLayer;
-pub use rope::{Rotary, RotaryTable};
+pub use rope::{KeyRotary, Rotary, RotaryTable};
 
 /// A place of the decoder where one or more projections read the same input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,7 +105,16 @@ impl Decoder {
 
     /// An empty KV cache for this model, with room for `capacity` tokens; it grows when they are more.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::new(self.layers.len(), capacity.min(self.max_context))
+        let capacity = capacity.min(self.max_context);
+        let layers = self.layers.iter().map(|l| l.attention.new_cache(capacity));
+        KvCache::new(layers.collect())
+    }
+
+    /// Makes caches store what they keep in this format, from the next one on; so does a pass without a cache.
+    pub fn set_cache_format(&mut self, format: CacheFormat) {
+        for layer in &mut self.layers {
+            layer.attention.cache_format = format;
+        }
     }
 
     /// Final hidden states `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, after the last norm.
@@ -129,7 +138,7 @@ impl Decoder {
         if let Some(cache) = &cache {
             cache.check(self.layers.len(), ids.len())?;
         }
-        let table = self.rotary.table(past, tokens, &input.device());
+        let mut table = self.rotary.table(past, tokens, &input.device());
         let mut hidden = input;
         match cache {
             None => {
@@ -138,6 +147,11 @@ impl Decoder {
                 }
             }
             Some(cache) => {
+                if self.layers.iter().any(|l| l.attention.latent.is_some()) {
+                    let frequencies = self.rotary.frequencies();
+                    cache.rotary.extend(frequencies, past + tokens);
+                    table = table.with_keys(cache.rotary.clone());
+                }
                 for (layer, slot) in self.layers.iter().zip(cache.layers_mut()) {
                     hidden = layer.forward(hidden, &table, Some(slot), &mut |_, _| {});
                 }

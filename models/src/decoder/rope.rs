@@ -1,5 +1,7 @@
 //! Rotary position embedding, half-rotation form (GPT-NeoX; Su et al. 2021, arXiv 2104.09864, §3.4.2).
 
+use std::sync::{Arc, OnceLock};
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{ModelConfig, RopeScaling};
@@ -9,7 +11,7 @@ use crate::ops;
 #[derive(Debug, Clone)]
 pub struct Rotary {
     /// Radians per position, `head_dim / 2` of them.
-    frequencies: Vec<f32>,
+    frequencies: Arc<[f32]>,
 }
 
 /// Cosines and sines for a run of positions, each `[tokens, head_dim / 2]`.
@@ -17,6 +19,46 @@ pub struct Rotary {
 pub struct RotaryTable {
     cos: Tensor<2>,
     sin: Tensor<2>,
+    frequencies: Arc<[f32]>,
+    /// Positions from the first of all to the last of the run.
+    end: usize,
+    /// The rotations of all of them; made when they are first asked for.
+    keys: Arc<OnceLock<KeyRotary>>,
+}
+
+/// Cosines and sines of the positions from 0, in the order in which rebuilt keys are rotated: for each tile of
+/// [`KeyRotary::TILE`] positions, `[head_dim / 2, TILE]` cosines and then as many sines.
+#[derive(Debug, Clone, Default)]
+pub struct KeyRotary {
+    tiles: Vec<Arc<[f32]>>,
+}
+
+impl KeyRotary {
+    /// Positions in a tile.
+    pub const TILE: usize = 64;
+
+    /// Extends the table to at least `positions`.
+    pub(crate) fn extend(&mut self, frequencies: &[f32], positions: usize) {
+        let half = frequencies.len();
+        for tile in self.tiles.len()..positions.div_ceil(Self::TILE) {
+            let mut table = vec![0.0; 2 * half * Self::TILE];
+            let (cos, sin) = table.split_at_mut(half * Self::TILE);
+            for (pair, frequency) in frequencies.iter().enumerate() {
+                for i in 0..Self::TILE {
+                    let angle = (tile * Self::TILE + i) as f32 * frequency;
+                    cos[pair * Self::TILE + i] = angle.cos();
+                    sin[pair * Self::TILE + i] = angle.sin();
+                }
+            }
+            self.tiles.push(table.into());
+        }
+    }
+
+    /// Cosines and sines of a tile, each `[head_dim / 2, TILE]`.
+    pub(crate) fn tile(&self, index: usize) -> (&[f32], &[f32]) {
+        let table = &self.tiles[index];
+        table.split_at(table.len() / 2)
+    }
 }
 
 impl Rotary {
@@ -32,15 +74,29 @@ impl Rotary {
         Rotary { frequencies }
     }
 
+    /// Radians per position, `head_dim / 2` of them.
+    pub(crate) fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
     /// The table for positions `start..start + tokens`.
     pub fn table(&self, start: usize, tokens: usize, device: &Device) -> RotaryTable {
-        let half = self.frequencies.len();
+        Self::table_of(&self.frequencies, start, tokens, device)
+    }
+
+    fn table_of(
+        frequencies: &Arc<[f32]>,
+        start: usize,
+        tokens: usize,
+        device: &Device,
+    ) -> RotaryTable {
+        let half = frequencies.len();
         let (mut cos, mut sin) = (
             Vec::with_capacity(tokens * half),
             Vec::with_capacity(tokens * half),
         );
         for position in start..start + tokens {
-            for frequency in &self.frequencies {
+            for frequency in frequencies.iter() {
                 // The angle is rounded to f32 because that is what the models were trained with.
                 let angle = position as f32 * frequency;
                 cos.push(angle.cos());
@@ -52,14 +108,41 @@ impl Rotary {
         RotaryTable {
             cos: tensor(cos),
             sin: tensor(sin),
+            frequencies: frequencies.clone(),
+            end: start + tokens,
+            keys: Arc::default(),
         }
     }
 }
 
 impl RotaryTable {
+    /// The same table with the rotations of all positions so far, which a cache keeps.
+    pub(crate) fn with_keys(self, keys: KeyRotary) -> Self {
+        RotaryTable {
+            keys: Arc::new(keys.into()),
+            ..self
+        }
+    }
+
+    /// The rotations of all positions up to the last of this run.
+    pub(crate) fn keys(&self) -> &KeyRotary {
+        self.keys.get_or_init(|| {
+            let mut keys = KeyRotary::default();
+            keys.extend(&self.frequencies, self.end);
+            keys
+        })
+    }
+
     /// Rotates `[batch, tokens, heads, head_dim]`.
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         ops::rotate(x, self.cos.clone(), self.sin.clone())
+    }
+
+    /// Rotates keys `[batch, tokens, heads, head_dim]` of the positions from 0.
+    pub(crate) fn rotate_keys(&self, x: Tensor<4>) -> Tensor<4> {
+        let tokens = x.dims()[1];
+        let table = Rotary::table_of(&self.frequencies, 0, tokens, &x.device());
+        table.rotate(x)
     }
 
     /// The gradient of [`RotaryTable::rotate`] in its input, of the same shape.

@@ -2,6 +2,7 @@
 
 mod basis;
 mod group;
+mod group_head;
 mod identity;
 mod low_rank;
 mod matrix;
@@ -17,6 +18,7 @@ use crate::ops;
 
 pub use basis::Basis;
 pub use group::ProjectionGroup;
+pub use group_head::GroupHeads;
 pub use identity::IdentityBasis;
 pub use low_rank::LowRank;
 pub use matrix::Matrix;

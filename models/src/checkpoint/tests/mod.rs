@@ -126,6 +126,7 @@ fn manifest(dtype: StoredDtype, scalars: u64, bytes: u64) -> Manifest {
         keep_ratio: 1.0,
         bytes_before: 0,
         bytes_after: bytes,
+        cache_format: None,
         fallbacks: 0,
         sites: Vec::new(),
         files: Vec::new(),

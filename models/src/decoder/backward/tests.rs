@@ -6,6 +6,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 
 use super::*;
+use crate::cache::CacheFormat;
 use crate::config::{FAMILIES, ModelConfig, RopeScaling};
 use crate::decoder::{Attention, FeedForward, Rotary, TokenEmbedding};
 use crate::projection::ProjectionGroup;
@@ -67,10 +68,12 @@ fn layer(kind: &Kind) -> DecoderLayer {
                 dense(WIDTH, shared),
                 dense(WIDTH, shared),
             ]),
+            latent: None,
             output: dense(all, WIDTH),
             q_norm: per_head(),
             k_norm: per_head(),
             head_dim: HEAD_DIM,
+            cache_format: CacheFormat::F32,
         },
         post_attention_norm: rms_norm(WIDTH),
         feed_forward: FeedForward {

@@ -1,0 +1,92 @@
+//! How a cache stores its numbers.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The type of a cache's numbers. Keys and values in full are kept in f32 or f16; latents in any of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheFormat {
+    #[default]
+    F32,
+    F16,
+    /// 8-bit codes; each token's values of a group of heads share a scale and a minimum, both f16.
+    Q8,
+    /// The same with 4 bits.
+    Q4,
+    /// The same with 3 bits.
+    Q3,
+    /// The same with 2 bits.
+    Q2,
+}
+
+impl CacheFormat {
+    /// All of them, widest first.
+    pub const ALL: [CacheFormat; 6] = [
+        CacheFormat::F32,
+        CacheFormat::F16,
+        CacheFormat::Q8,
+        CacheFormat::Q4,
+        CacheFormat::Q3,
+        CacheFormat::Q2,
+    ];
+
+    /// Bits of one number.
+    pub const fn bits(self) -> usize {
+        match self {
+            CacheFormat::F32 => 32,
+            CacheFormat::F16 => 16,
+            CacheFormat::Q8 => 8,
+            CacheFormat::Q4 => 4,
+            CacheFormat::Q3 => 3,
+            CacheFormat::Q2 => 2,
+        }
+    }
+
+    /// Whether numbers are codes with a scale and a minimum.
+    pub const fn is_packed(self) -> bool {
+        self.bits() <= 8
+    }
+
+    /// Name used in manifests and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CacheFormat::F32 => "f32",
+            CacheFormat::F16 => "f16",
+            CacheFormat::Q8 => "q8",
+            CacheFormat::Q4 => "q4",
+            CacheFormat::Q3 => "q3",
+            CacheFormat::Q2 => "q2",
+        }
+    }
+
+    /// Bytes that the latents of one token take, of slices of these ranks.
+    pub fn latent_bytes(self, ranks: &[usize]) -> u64 {
+        let slice = |rank: &usize| match self.is_packed() {
+            // Codes of eight latent values lie together, so that every width fills whole bytes.
+            true => (rank.next_multiple_of(8) * self.bits() / 8 + 4) as u64,
+            false => (rank * self.bits() / 8) as u64,
+        };
+        ranks.iter().map(slice).sum()
+    }
+}
+
+impl fmt::Display for CacheFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for CacheFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = CacheFormat::ALL.into_iter().find(|f| f.name() == text);
+        found.ok_or_else(|| {
+            let names: Vec<_> = CacheFormat::ALL.iter().map(|f| f.name()).collect();
+            format!("no cache format `{text}`; there are {}", names.join(", "))
+        })
+    }
+}

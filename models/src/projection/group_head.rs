@@ -1,0 +1,152 @@
+//! Keys and values by groups of heads, rebuilt from latents that the KV cache stores in their place.
+//!
+//! Each group of key heads, and each group of value heads, is a factorization `W_g ≈ B_g A_g`; what is cached is `A_g x`, before
+//! the rotary embedding (Palu, Chang et al. 2024, arXiv 2407.21118, §3.2). A *joint* latent serves the keys and the values of
+//! its heads.
+
+use burn::module::{Module, Param};
+use burn::nn::{Linear, RmsNorm};
+use burn::tensor::{DType, Tensor};
+
+use super::Matrix;
+use crate::cache::LatentCache;
+use crate::decoder::{RotaryTable, norm};
+use crate::ops;
+
+/// The key and value projections of a layer as latents and expansions.
+#[derive(Module, Debug)]
+pub struct GroupHeads {
+    /// All latents, one slice after another: `[in]` to `[Σ rank]`, without bias. The slices are those of the key groups and
+    /// then those of the value groups; where they are joint, one for each group.
+    pub basis: Matrix,
+    /// Keys of each group of consecutive heads: `[rank]` to `[heads * head_dim]`, with the dense map's biases.
+    pub keys: Vec<Matrix>,
+    /// Values, likewise.
+    pub values: Vec<Matrix>,
+    /// Whether keys and values of a group share its latent.
+    #[module(skip)]
+    pub joint: bool,
+}
+
+impl GroupHeads {
+    /// Puts the parts together.
+    ///
+    /// # Panics
+    /// When the ranks of the expansions do not add up to the basis' outputs, or those of a joint latent differ.
+    pub fn new(basis: Matrix, keys: Vec<Matrix>, values: Vec<Matrix>, joint: bool) -> Self {
+        let heads = GroupHeads {
+            basis,
+            keys,
+            values,
+            joint,
+        };
+        let total: usize = heads.ranks().iter().sum();
+        assert_eq!(total, heads.rank(), "latents and expansions");
+        if joint {
+            let ranks = |parts: &[Matrix]| parts.iter().map(|m| m.shape().1).collect::<Vec<_>>();
+            assert_eq!(ranks(&heads.keys), ranks(&heads.values), "a joint latent");
+        }
+        heads
+    }
+
+    /// Latent values of a token.
+    pub fn rank(&self) -> usize {
+        self.basis.shape().0
+    }
+
+    /// The ranks of the latents' slices, in their order.
+    pub fn ranks(&self) -> Vec<usize> {
+        let values = self.values.iter().filter(|_| !self.joint);
+        let parts = self.keys.iter().chain(values);
+        parts.map(|part| part.shape().1).collect()
+    }
+
+    /// Stored scalars; biases not counted.
+    pub fn scalars(&self) -> u64 {
+        let parts = self.keys.iter().chain(&self.values);
+        let shapes = std::iter::once(&self.basis).chain(parts).map(Matrix::shape);
+        shapes.map(|(out, input)| (out * input) as u64).sum()
+    }
+
+    /// What the cache stores of `[..., in]`: `[..., Σ rank]`.
+    pub fn latents<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        self.basis.forward(input)
+    }
+
+    /// Keys (before norm and rotation) and values `[rows, kv_heads * head_dim]` of latents `[rows, Σ rank]`.
+    pub fn rebuild(&self, latents: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        let expand = |parts: &[Matrix], mut start: usize| {
+            let parts = parts.iter().map(|part| {
+                let rank = part.shape().1;
+                let slice = latents.clone().narrow(1, start, rank);
+                start += rank;
+                part.forward(slice)
+            });
+            Tensor::cat(parts.collect(), 1)
+        };
+        (
+            expand(&self.keys, 0),
+            expand(&self.values, self.first_value()),
+        )
+    }
+
+    /// Where the latents of the first value group start.
+    fn first_value(&self) -> usize {
+        match self.joint {
+            true => 0,
+            false => self.keys.iter().map(|k| k.shape().1).sum(),
+        }
+    }
+
+    /// Attention of rotated queries `[batch, tokens, heads, head_dim]` over a cache that ends with the queries' own tokens;
+    /// of the same shape.
+    pub fn attend(
+        &self,
+        q: Tensor<4>,
+        cache: &LatentCache,
+        k_norm: Option<&RmsNorm>,
+        rotary: &RotaryTable,
+    ) -> Tensor<4> {
+        let [batch, _, _, head_dim] = q.dims();
+        let latents = cache.values().expect("the queries' own tokens were added");
+        let [_, tokens, rank] = latents.dims();
+        let (k, v) = self.rebuild(latents.reshape([batch * tokens, rank]));
+        let heads = |x: Tensor<2>| {
+            let count = x.dims()[1] / head_dim;
+            x.reshape([batch, tokens, count, head_dim])
+        };
+        let k = match k_norm {
+            Some(k_norm) => norm(k_norm, heads(k)),
+            None => heads(k),
+        };
+        let k = rotary.rotate_keys(k).swap_dims(1, 2);
+        ops::attention(q, k, heads(v).swap_dims(1, 2), tokens, None)
+    }
+
+    /// The dense maps of keys and values, of weight `[in, out]`, in f32.
+    pub fn to_dense(&self) -> (Linear, Linear) {
+        let basis = self.basis.to_dense().weight.val().cast(DType::F32);
+        let [input, _] = basis.dims();
+        let weight = |parts: &[Matrix], mut start: usize| {
+            let parts: Vec<_> = parts.iter().map(Matrix::to_dense).collect();
+            let weights = parts.iter().map(|part| {
+                let weight = part.weight.val().cast(DType::F32);
+                let rank = weight.dims()[0];
+                let slice = basis.clone().slice([0..input, start..start + rank]);
+                start += rank;
+                slice.matmul(weight)
+            });
+            let weight = Tensor::cat(weights.collect(), 1);
+            let biases = parts.iter().map(|p| p.bias.as_ref().map(|b| b.val()));
+            let biases: Option<Vec<_>> = biases.collect();
+            Linear {
+                weight: Param::from_tensor(weight),
+                bias: biases.map(|b| Param::from_tensor(Tensor::cat(b, 0))),
+            }
+        };
+        (
+            weight(&self.keys, 0),
+            weight(&self.values, self.first_value()),
+        )
+    }
+}
