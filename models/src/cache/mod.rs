@@ -3,6 +3,7 @@
 mod dense;
 mod format;
 mod latent;
+pub(crate) mod panels;
 
 use crate::decoder::KeyRotary;
 use crate::error::{Error, Result};
@@ -10,6 +11,7 @@ use crate::error::{Error, Result};
 pub use dense::DenseCache;
 pub use format::CacheFormat;
 pub use latent::LatentCache;
+pub(crate) use latent::Latents;
 
 /// The cache of a whole decoder: made by [`Decoder::new_cache`](crate::Decoder::new_cache).
 ///

@@ -6,6 +6,7 @@
 //! depend on the queries beside it or on how many there are.
 
 pub(crate) mod backward;
+pub(crate) mod latent;
 mod tile;
 
 use super::parallel::{self, Parts};

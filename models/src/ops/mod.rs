@@ -6,7 +6,8 @@
 //!
 //! What every kernel promises for finite values: a row's result does not depend on the other rows of the batch, on how many
 //! there are, on the number of threads, or on the instruction set. A token verified among others is therefore bit for bit
-//! the token decoded alone. (One exception: the BF16 instructions take numbers below 1.2e-38 for zero, their twins do not.)
+//! the token decoded alone. (Two exceptions: the BF16 instructions take numbers below 1.2e-38 for zero, their twins do not;
+//! and attention over latents sums values in another form, to the same but for rounding, when more than 32 tokens are new.)
 #![allow(
     clippy::needless_range_loop,
     reason = "in a kernel an index names a register, and the loops over them are unrolled"
@@ -31,8 +32,10 @@ mod simd;
 mod tests;
 
 use burn::backend::{Dispatch, DispatchDevice};
-use burn::tensor::{Bool, DType, Int, Tensor};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
+pub use attention::latent::ValueForm;
+pub(crate) use attention::latent::{Expansion, LateExpansion, Stored, Values, WeightForm};
 pub use backward::{
     attention_backward, cross_entropy, rms_norm_backward, rotate_backward, swiglu_backward,
 };
@@ -43,8 +46,12 @@ pub use machine::{Machine, machine};
 pub use mapped::MappedFile;
 pub use profile::{Op, profile};
 
+use attention::latent::LatentAttention;
 use flex::DecoderOps;
 use profile::timed;
+
+use crate::cache::Latents;
+use crate::decoder::KeyRotary;
 
 /// Whether a tensor is on the plain CPU backend.
 fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
@@ -272,5 +279,70 @@ pub fn attention(
             None => Dispatch::attend(q, k, v, keys),
             Some(mask) => Dispatch::attend_masked(q, k, v, mask.into_dispatch(), keys),
         })
+    })
+}
+
+/// What attention over latents reads beside queries and latents.
+pub(crate) struct LatentParts<'a> {
+    pub latents: Latents<'a>,
+    /// The keys' expansions, group by group; their slices are the first.
+    pub keys: &'a [Expansion],
+    /// The values' expansions; their slices are the keys' where latents are `joint`, else those behind.
+    pub values: Values<'a>,
+    pub joint: bool,
+    pub rotary: &'a KeyRotary,
+    /// The keys' norm per head: gamma `[head_dim]` and epsilon.
+    pub k_norm: Option<(Tensor<1>, f64)>,
+}
+
+/// Whether [`latent_attention`] takes these queries.
+pub(crate) fn takes_latents(q: &Tensor<4>) -> bool {
+    ours(q)
+}
+
+/// [`attention`] of rotated `q` `[batch, tokens, heads, head_dim]` in f32 on the CPU, over keys and values that are rebuilt
+/// from latents; the last `tokens` that the cache holds are the queries' own.
+///
+/// # Panics
+/// When shapes, slices and groups do not fit each other.
+pub(crate) fn latent_attention(
+    q: Tensor<4>,
+    parts: LatentParts<'_>,
+    mask: Option<Tensor<2, Bool>>,
+) -> Tensor<4> {
+    timed(Op::Attention, || {
+        let (shape, device) = (q.dims(), q.device());
+        let [batch, tokens, heads, head_dim] = shape;
+        let numbers = |data: TensorData| data.try_into_vec::<f32>().expect("f32");
+        let q = numbers(q.into_data());
+        let gamma = parts.k_norm.map(|(gamma, epsilon)| {
+            let gamma = numbers(gamma.cast(DType::F32).into_data());
+            (gamma, epsilon as f32)
+        });
+        let mask: Option<Vec<u8>> =
+            mask.map(|mask| mask.into_data().iter::<bool>().map(u8::from).collect());
+        let mut out = vec![0.0; q.len()];
+        let work = LatentAttention {
+            sizes: attention::Sizes {
+                batch,
+                tokens,
+                heads,
+                kv_heads: parts.keys.iter().map(|group| group.heads).sum(),
+                head_dim,
+                keys: parts.latents.length,
+            },
+            q: &q,
+            latents: parts.latents,
+            keys: parts.keys,
+            values: parts.values,
+            joint: parts.joint,
+            rotary: parts.rotary,
+            k_norm: gamma
+                .as_ref()
+                .map(|(gamma, epsilon)| (&gamma[..], *epsilon)),
+            mask: mask.as_deref(),
+        };
+        work.run(simd::Level::best(), &mut out);
+        Tensor::from_data(TensorData::new(out, shape), (&device, DType::F32))
     })
 }

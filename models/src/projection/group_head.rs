@@ -6,12 +6,13 @@
 
 use burn::module::{Module, Param};
 use burn::nn::{Linear, RmsNorm};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 
 use super::Matrix;
+use super::expansions::Expansions;
 use crate::cache::LatentCache;
 use crate::decoder::{RotaryTable, norm};
-use crate::ops;
+use crate::ops::{self, LatentParts, ValueForm};
 
 /// The key and value projections of a layer as latents and expansions.
 #[derive(Module, Debug)]
@@ -26,6 +27,9 @@ pub struct GroupHeads {
     /// Whether keys and values of a group share its latent.
     #[module(skip)]
     pub joint: bool,
+    /// The expansions as the attention kernel multiplies them, made when they are first needed.
+    #[module(skip)]
+    prepared: Expansions,
 }
 
 impl GroupHeads {
@@ -39,6 +43,7 @@ impl GroupHeads {
             keys,
             values,
             joint,
+            prepared: Expansions::default(),
         };
         let total: usize = heads.ranks().iter().sum();
         assert_eq!(total, heads.rank(), "latents and expansions");
@@ -99,13 +104,70 @@ impl GroupHeads {
     }
 
     /// Attention of rotated queries `[batch, tokens, heads, head_dim]` over a cache that ends with the queries' own tokens;
-    /// of the same shape.
+    /// of the same shape. The form of the values is the faster one, but the same for any number of new tokens up to 32.
     pub fn attend(
         &self,
         q: Tensor<4>,
         cache: &LatentCache,
         k_norm: Option<&RmsNorm>,
         rotary: &RotaryTable,
+    ) -> Tensor<4> {
+        self.attend_as(q, cache, k_norm, rotary, None, None)
+    }
+
+    /// [`GroupHeads::attend`] with a mask of the new tokens `[tokens, tokens]`, as for [`ops::attention`], and the values in
+    /// the given form.
+    ///
+    /// On the CPU, keys and values are rebuilt inside the kernel and never kept. The expansions' kernel form is made at the
+    /// first call: expansions are not to be changed afterwards, but in a clone.
+    ///
+    /// # Panics
+    /// When the cache is empty, or of another layer.
+    pub fn attend_as(
+        &self,
+        q: Tensor<4>,
+        cache: &LatentCache,
+        k_norm: Option<&RmsNorm>,
+        rotary: &RotaryTable,
+        mask: Option<Tensor<2, Bool>>,
+        form: Option<ValueForm>,
+    ) -> Tensor<4> {
+        if !ops::takes_latents(&q) {
+            return self.attend_plain(q, cache, k_norm, rotary, mask);
+        }
+        let [_, tokens, heads, head_dim] = q.dims();
+        let format = cache.format();
+        let form = form.unwrap_or_else(|| {
+            let ranks = self.values.iter().flat_map(|values| {
+                let (out, rank) = values.shape();
+                std::iter::repeat_n(rank, out / head_dim)
+            });
+            ValueForm::of(tokens, heads, head_dim, format, &ranks.collect::<Vec<_>>())
+        });
+        let parts = LatentParts {
+            latents: cache.latents(),
+            keys: self.prepared.keys(&self.keys, head_dim, format),
+            values: self.prepared.values(&self.values, head_dim, format, form),
+            joint: self.joint,
+            rotary: rotary.keys(),
+            k_norm: k_norm.map(|norm| (norm.gamma.val(), norm.epsilon)),
+        };
+        ops::latent_attention(q, parts, mask)
+    }
+
+    /// Bytes of the expansions' kernel forms that were needed so far.
+    pub fn kernel_bytes(&self) -> u64 {
+        self.prepared.bytes()
+    }
+
+    /// [`GroupHeads::attend_as`] of plain operations: keys and values in full.
+    fn attend_plain(
+        &self,
+        q: Tensor<4>,
+        cache: &LatentCache,
+        k_norm: Option<&RmsNorm>,
+        rotary: &RotaryTable,
+        mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<4> {
         let [batch, _, _, head_dim] = q.dims();
         let latents = cache.values().expect("the queries' own tokens were added");
@@ -120,7 +182,7 @@ impl GroupHeads {
             None => heads(k),
         };
         let k = rotary.rotate_keys(k).swap_dims(1, 2);
-        ops::attention(q, k, heads(v).swap_dims(1, 2), tokens, None)
+        ops::attention(q, k, heads(v).swap_dims(1, 2), tokens, mask)
     }
 
     /// The dense maps of keys and values, of weight `[in, out]`, in f32.

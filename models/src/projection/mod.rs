@@ -1,6 +1,7 @@
 //! Linear maps of the decoder: dense or compressed, one file a kind, all with the shapes of `nn::Linear`.
 
 mod basis;
+mod expansions;
 mod group;
 mod group_head;
 mod identity;

@@ -271,6 +271,53 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_u8(to: *mut u8, v: Self::U) {
+        unsafe {
+            _mm256_storeu_si256(to.cast(), v[0]);
+            _mm256_storeu_si256(to.add(32).cast(), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_planes<const BITS: usize>(from: *const u8) -> Self::U {
+        unsafe {
+            // Each byte of the plane eight times, then the bit that is each one's own.
+            const EACH: i64 = 0x0101_0101_0101_0101;
+            let bytes = _mm256_setr_epi64x(0, EACH, 2 * EACH, 3 * EACH);
+            let own = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            let mut all = [_mm256_setzero_si256(); 2];
+            for bit in 0..BITS {
+                for (half, all) in all.iter_mut().enumerate() {
+                    let plane = from.add(8 * bit + 4 * half).cast::<i32>().read_unaligned();
+                    let each = _mm256_shuffle_epi8(_mm256_set1_epi32(plane), bytes);
+                    let set = _mm256_cmpeq_epi8(_mm256_and_si256(each, own), own);
+                    let value = _mm256_and_si256(set, _mm256_set1_epi8(1 << bit));
+                    *all = _mm256_or_si256(*all, value);
+                }
+            }
+            all
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread_u8(v: Self::U) -> [Self::F; 4] {
+        unsafe {
+            let mask = _mm256_set1_epi32(255);
+            let mut all = [[_mm256_setzero_ps(); 2]; 4];
+            for half in 0..2 {
+                let v = v[half];
+                let parts = [
+                    v,
+                    _mm256_srli_epi32::<8>(v),
+                    _mm256_srli_epi32::<16>(v),
+                    _mm256_srli_epi32::<24>(v),
+                ];
+                for j in 0..4 {
+                    all[j][half] = _mm256_cvtepi32_ps(_mm256_and_si256(parts[j], mask));
+                }
+            }
+            all
+        }
+    }
+    #[inline(always)]
     unsafe fn load_nibbles(from: *const u8) -> (Self::U, Self::U) {
         unsafe {
             let bytes = Self::load_u8(from);

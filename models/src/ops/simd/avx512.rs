@@ -235,6 +235,33 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
     #[inline(always)]
+    unsafe fn store_u8(to: *mut u8, v: Self::U) {
+        unsafe { _mm512_storeu_si512(to.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn load_planes<const BITS: usize>(from: *const u8) -> Self::U {
+        unsafe {
+            let mut all = _mm512_setzero_si512();
+            for bit in 0..BITS {
+                let plane = from.add(8 * bit).cast::<u64>().read_unaligned();
+                all = _mm512_or_si512(all, _mm512_maskz_set1_epi8(plane, 1 << bit));
+            }
+            all
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread_u8(v: Self::U) -> [Self::F; 4] {
+        unsafe {
+            let mask = _mm512_set1_epi32(255);
+            [
+                _mm512_cvtepi32_ps(_mm512_and_si512(v, mask)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(v), mask)),
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<16>(v), mask)),
+                _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(v)),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn load_nibbles(from: *const u8) -> (Self::U, Self::U) {
         unsafe {
             let bytes = _mm512_loadu_si512(from.cast());

@@ -101,6 +101,11 @@ pub(crate) trait Simd: Copy + 'static {
     /// 16 values, whole numbers in -128..=127, as bytes.
     unsafe fn store_as_i8(to: *mut i8, v: Self::F);
     unsafe fn load_u8(from: *const u8) -> Self::U;
+    unsafe fn store_u8(to: *mut u8, v: Self::U);
+    /// 64 numbers of `BITS` bits: 64 bits of 8 bytes for each bit, the lowest first.
+    unsafe fn load_planes<const BITS: usize>(from: *const u8) -> Self::U;
+    /// The four bytes of each lane as numbers.
+    unsafe fn spread_u8(v: Self::U) -> [Self::F; 4];
     /// The low and the high halves of 64 bytes.
     unsafe fn load_nibbles(from: *const u8) -> (Self::U, Self::U);
     /// In each lane, `acc` plus the lane's four bytes of `w` times the four bytes at `x`.

@@ -145,6 +145,23 @@ impl Simd for Scalar {
         unsafe { from.cast::<Self::U>().read_unaligned() }
     }
     #[inline(always)]
+    unsafe fn store_u8(to: *mut u8, v: Self::U) {
+        unsafe { to.cast::<Self::U>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_planes<const BITS: usize>(from: *const u8) -> Self::U {
+        let planes = unsafe { from.cast::<[[u8; 8]; BITS]>().read_unaligned() };
+        std::array::from_fn(|i| {
+            (0..BITS)
+                .map(|b| (planes[b][i / 8] >> (i % 8) & 1) << b)
+                .sum()
+        })
+    }
+    #[inline(always)]
+    unsafe fn spread_u8(v: Self::U) -> [Self::F; 4] {
+        std::array::from_fn(|j| std::array::from_fn(|i| f32::from(v[4 * i + j])))
+    }
+    #[inline(always)]
     unsafe fn load_nibbles(from: *const u8) -> (Self::U, Self::U) {
         let bytes = unsafe { Self::load_u8(from) };
         (bytes.map(|b| b & 15), bytes.map(|b| b >> 4))

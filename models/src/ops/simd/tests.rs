@@ -77,6 +77,19 @@ impl Kernel for Everything<'_> {
             S::store_as_i8(tiny.as_mut_ptr(), small);
             out.extend(tiny.map(|v| v as u32));
             let (low, high) = S::load_nibbles(self.bytes.as_ptr());
+            let mut codes = [0u8; 64];
+            let planes = [
+                S::load_planes::<2>(self.bytes.as_ptr().add(3)),
+                S::load_planes::<3>(self.bytes.as_ptr().add(40)),
+            ];
+            for v in planes {
+                S::store_u8(codes.as_mut_ptr(), v);
+                out.extend(codes.map(u32::from));
+            }
+            for v in S::spread_u8(S::load_u8(self.bytes.as_ptr())) {
+                S::store(lanes.as_mut_ptr(), v);
+                out.extend(lanes.map(f32::to_bits));
+            }
             let mut dots = S::dot_u8(
                 S::splat_i32(-7),
                 S::load_u8(self.bytes.as_ptr()),
