@@ -161,7 +161,7 @@ impl GroupHeads {
     }
 
     /// [`GroupHeads::attend_as`] of plain operations: keys and values in full.
-    fn attend_plain(
+    pub(crate) fn attend_plain(
         &self,
         q: Tensor<4>,
         cache: &LatentCache,

@@ -7,6 +7,8 @@
 //! Chang et al. 2024, arXiv 2407.21118, §3.2; by linearity the same).
 
 mod expansion;
+#[cfg(test)]
+mod tests;
 mod tile;
 mod values;
 
