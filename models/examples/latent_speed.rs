@@ -1,8 +1,9 @@
 //! Milliseconds of attention for one decoded token, over a dense cache and over latents.
 //!
-//! `latent_speed [CONTEXT] [LAYERS] [ROUNDS]`: attention of SmolLM2-135M's shape (9 heads, 3 KV heads of 64), one new token
+//! `latent_speed [CONTEXT] [LAYERS] [ROUNDS] [KIND]`: attention of SmolLM2-135M's shape (9 heads, 3 KV heads of 64), one new token
 //! over CONTEXT. LAYERS caches of each kind are walked one after another, as a model does, so that they come from memory;
-//! the kinds take turns within a round, and the fastest of ROUNDS counts: what is compared was measured together.
+//! the kinds take turns within a round, and the fastest of ROUNDS counts: what is compared was measured together. With KIND, of latents only
+//! those whose name has it.
 
 use std::error::Error;
 use std::path::Path;
@@ -102,6 +103,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }),
         best: f64::INFINITY,
     }];
+    let wanted = std::env::args().nth(4).unwrap_or_default();
     for removed in [30, 50, 70] {
         // Latent values of all keys, a multiple of 24 that leaves what is kept of 192.
         let kept = (KV_HEADS * HEAD_DIM * (100 - removed) / 100 + 12) / 24 * 24;
@@ -114,7 +116,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             (format!("KV -{removed} %"), parts(1, 2 * kept, true)),
         ];
         for (name, parts) in schemes {
-            for format in CacheFormat::ALL {
+            let formats = CacheFormat::ALL.into_iter();
+            for format in formats.filter(|format| format!("{name} {format}").contains(&wanted)) {
                 kinds.push(latent(&name, &parts, format, context, layers, &table));
             }
         }
