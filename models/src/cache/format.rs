@@ -62,7 +62,7 @@ impl CacheFormat {
         }
     }
 
-    /// Bytes that the latents of one token take, of slices of these ranks.
+    /// Bytes that the latents of one token take, of slices of these ranks. A cache takes memory for 16 tokens at a time.
     pub fn latent_bytes(self, ranks: &[usize]) -> u64 {
         let slice = |rank: &usize| match self.is_packed() {
             // Codes of eight latent values lie together, so that every width fills whole bytes.

@@ -162,7 +162,11 @@ mod tests {
                     let seen = expected.clone().narrow(1, 0, to);
                     assert_eq!(values(cache.values().expect("tokens")), values(seen));
                 }
-                assert!(cache.bytes() % (32 * format.latent_bytes(&ranks)) == 0);
+                assert!(
+                    cache
+                        .bytes()
+                        .is_multiple_of(32 * format.latent_bytes(&ranks))
+                );
             }
         }
     }

@@ -25,6 +25,7 @@ pub struct KvCache {
 
 /// The cache of one layer.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each layer")]
 pub enum LayerCache {
     /// Keys and values in full.
     Dense(DenseCache),

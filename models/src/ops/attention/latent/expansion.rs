@@ -2,14 +2,15 @@
 
 use super::super::padded;
 use crate::cache::CacheFormat;
-use crate::cache::panels::quads;
+use crate::cache::panels::{Slice, quads};
 
 /// The largest whole number of a weight: in one byte, and in two of which the lower may round up.
 const MOST: [f32; 2] = [127.0, 127.0 * 256.0];
 
 /// What the weights of an expansion are rounded to, which the latents' format decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum WeightForm {
+    #[default]
     /// f32, for latents that are floats.
     Float,
     /// Whole numbers of one byte, for codes of 4 bits and fewer: their own rounding is some fifteen times coarser.
@@ -53,6 +54,7 @@ pub(crate) struct Expansion {
     pub rank: usize,
     /// Heads of the group.
     pub heads: usize,
+    pub(super) form: WeightForm,
     /// `[channels, rank]`, where weights are floats.
     pub(super) floats: Vec<f32>,
     /// `[channels, parts, 4 quads]`, high bytes first, where they are whole numbers.
@@ -119,6 +121,7 @@ impl Expansion {
         let mut all = Expansion {
             rank,
             heads: channels / d,
+            form,
             shifts: vec![0.0; channels],
             ..Expansion::default()
         };
@@ -156,16 +159,9 @@ impl Expansion {
         all
     }
 
-    /// What the weights are rounded to.
-    pub(super) fn form(&self) -> WeightForm {
-        match (
-            self.floats.len(),
-            self.code_sums.len() / self.scales.len().max(1),
-        ) {
-            (1.., _) => WeightForm::Float,
-            (_, 2) => WeightForm::TwoBytes,
-            _ => WeightForm::Byte,
-        }
+    /// Whether it is a slice's, in the form that goes with a format, of heads of this width.
+    pub(super) fn fits(&self, slice: Slice, form: WeightForm, head_dim: usize) -> bool {
+        self.rank == slice.rank && self.form == form && self.scales.len() == self.heads * head_dim
     }
 
     /// Bytes that this form takes.
@@ -216,6 +212,11 @@ impl LateExpansion {
             weights,
             bias,
         }
+    }
+
+    /// Whether it is a slice's, of heads of this width.
+    pub(super) fn fits(&self, slice: Slice, head_dim: usize) -> bool {
+        self.rank == slice.rank && self.bias.len() == self.heads * padded(head_dim)
     }
 
     /// Bytes that this form takes.

@@ -68,7 +68,7 @@ pub(super) unsafe fn load_quad<S: Simd, const BITS: usize>(from: *const u8, quad
             8 => S::load_u8(from.add(quad * 64)),
             4 => {
                 let (low, high) = S::load_nibbles(from.add(quad / 2 * 64));
-                if quad % 2 == 0 { low } else { high }
+                if quad.is_multiple_of(2) { low } else { high }
             }
             _ => S::load_planes::<BITS>(from.add(quad * 8 * BITS)),
         }
@@ -113,18 +113,23 @@ impl Tile {
         }
     }
 
-    /// Unpacks `count` ≤ 64 tokens from panel `first`.
+    /// Unpacks `count` ≤ 64 tokens from panel `first`, of a format whose weights have `PARTS` bytes.
     #[inline(always)]
-    pub unsafe fn load<S: Simd>(&mut self, from: Source<'_>, first: usize, count: usize) {
+    pub unsafe fn load<S: Simd, const PARTS: usize>(
+        &mut self,
+        from: Source<'_>,
+        first: usize,
+        count: usize,
+    ) {
         // SAFETY: passed on to the caller.
         unsafe {
-            match from.format() {
-                CacheFormat::F32 => self.load_floats::<S, 32>(from, first, count),
-                CacheFormat::F16 => self.load_floats::<S, 16>(from, first, count),
-                CacheFormat::Q8 => self.load_codes::<S, 8>(from, first, count),
-                CacheFormat::Q4 => self.load_codes::<S, 4>(from, first, count),
-                CacheFormat::Q3 => self.load_codes::<S, 3>(from, first, count),
-                CacheFormat::Q2 => self.load_codes::<S, 2>(from, first, count),
+            match (PARTS, from.format()) {
+                (0, CacheFormat::F32) => self.load_floats::<S, 32>(from, first, count),
+                (0, _) => self.load_floats::<S, 16>(from, first, count),
+                (2, _) => self.load_codes::<S, 8>(from, first, count),
+                (_, CacheFormat::Q4) => self.load_codes::<S, 4>(from, first, count),
+                (_, CacheFormat::Q3) => self.load_codes::<S, 3>(from, first, count),
+                _ => self.load_codes::<S, 2>(from, first, count),
             }
         }
     }
@@ -328,12 +333,55 @@ impl Tile {
 
 /// A pair of channels turned.
 #[inline(always)]
-pub(super) unsafe fn turned<S: Simd>(a: S::F, b: S::F, cos: S::F, sin: S::F) -> (S::F, S::F) {
+unsafe fn turned<S: Simd>(a: S::F, b: S::F, cos: S::F, sin: S::F) -> (S::F, S::F) {
     // SAFETY: passed on to the caller.
     unsafe {
         (
             S::sub(S::mul(a, cos), S::mul(b, sin)),
             S::fma(b, cos, S::mul(a, sin)),
         )
+    }
+}
+
+/// Divides each token's key by its root mean square and turns it to its position: `keys` `[head_dim, TILE]` are over
+/// `scales`.
+#[inline(always)]
+pub(super) unsafe fn norm_and_turn<S: Simd>(
+    keys: &mut [f32],
+    scales: &[f32],
+    gamma: &[f32],
+    epsilon: f32,
+    (cos, sin): (&[f32], &[f32]),
+) {
+    let (d, half) = (scales.len(), scales.len() / 2);
+    for vector in (0..TILE).step_by(LANES) {
+        // SAFETY: keys have d rows of TILE, cosines and sines half as many.
+        unsafe {
+            let keys = keys.as_mut_ptr().add(vector);
+            let mut squares = S::splat(0.0);
+            for c in 0..d {
+                let key = S::mul(S::load(keys.add(c * TILE)), S::splat(scales[c]));
+                squares = S::fma(key, key, squares);
+            }
+            let mut inverse = [0.0; LANES];
+            S::store(inverse.as_mut_ptr(), squares);
+            for sum in &mut inverse {
+                *sum = 1.0 / (*sum / d as f32 + epsilon).sqrt();
+            }
+            let inverse = S::load(inverse.as_ptr());
+            for pair in 0..half {
+                let (a, b) = (keys.add(pair * TILE), keys.add((pair + half) * TILE));
+                let factor = S::mul(inverse, S::splat(scales[pair] * gamma[pair]));
+                let other = S::mul(inverse, S::splat(scales[pair + half] * gamma[pair + half]));
+                let (x, y) = turned::<S>(
+                    S::mul(S::load(a), factor),
+                    S::mul(S::load(b), other),
+                    S::load(cos.as_ptr().add(pair * TILE + vector)),
+                    S::load(sin.as_ptr().add(pair * TILE + vector)),
+                );
+                S::store(a, x);
+                S::store(b, y);
+            }
+        }
     }
 }

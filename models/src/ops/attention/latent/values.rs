@@ -1,6 +1,7 @@
 //! The two forms of the values' part: rebuilt tile by tile, or summed as latents.
 
 use super::super::{TILE, mix_rows};
+use super::LateExpansion;
 use super::tile::{Source, load_floats, load_quad};
 use crate::cache::CacheFormat;
 use crate::cache::panels::PANEL;
@@ -52,9 +53,9 @@ impl Rows {
 
 /// Sums over the latents of one slice, of `tokens` tokens from panel `first`, into `to` `[rows, width]`.
 ///
-/// The rows' weights are used up.
+/// The rows' weights are used up. The format is one whose weights have `PARTS` bytes.
 #[inline(always)]
-pub(super) unsafe fn sum_latents<S: Simd>(
+pub(super) unsafe fn sum_latents<S: Simd, const PARTS: usize>(
     from: Source<'_>,
     first: usize,
     tokens: usize,
@@ -64,13 +65,13 @@ pub(super) unsafe fn sum_latents<S: Simd>(
 ) {
     // SAFETY: passed on to the caller.
     unsafe {
-        match from.format() {
-            CacheFormat::F32 => sum::<S, 32>(from, first, tokens, rows, to, width),
-            CacheFormat::F16 => sum::<S, 16>(from, first, tokens, rows, to, width),
-            CacheFormat::Q8 => sum::<S, 8>(from, first, tokens, rows, to, width),
-            CacheFormat::Q4 => sum::<S, 4>(from, first, tokens, rows, to, width),
-            CacheFormat::Q3 => sum::<S, 3>(from, first, tokens, rows, to, width),
-            CacheFormat::Q2 => sum::<S, 2>(from, first, tokens, rows, to, width),
+        match (PARTS, from.format()) {
+            (0, CacheFormat::F32) => sum::<S, 32>(from, first, tokens, rows, to, width),
+            (0, _) => sum::<S, 16>(from, first, tokens, rows, to, width),
+            (2, _) => sum::<S, 8>(from, first, tokens, rows, to, width),
+            (_, CacheFormat::Q4) => sum::<S, 4>(from, first, tokens, rows, to, width),
+            (_, CacheFormat::Q3) => sum::<S, 3>(from, first, tokens, rows, to, width),
+            _ => sum::<S, 2>(from, first, tokens, rows, to, width),
         }
     }
 }
@@ -207,5 +208,31 @@ pub(super) unsafe fn mix<S: Simd>(
                 _ => mix_rows::<S, 1>(weights, values, width, count, sums, width, super::NOT_AHEAD),
             }
         };
+    }
+}
+
+impl LateExpansion {
+    /// One head's values of summed latents times `factor`, into `to` `[padded head_dim]`.
+    #[inline(always)]
+    pub(super) unsafe fn expand<S: Simd>(
+        &self,
+        head: usize,
+        sums: &[f32],
+        factor: f32,
+        to: &mut [f32],
+    ) {
+        let width = to.len();
+        let weights = &self.weights[head * self.rank * width..][..self.rank * width];
+        for column in (0..width).step_by(LANES) {
+            // SAFETY: weights have `rank` rows of `width`.
+            unsafe {
+                let mut acc = S::load(self.bias.as_ptr().add(head * width + column));
+                for (i, sum) in sums[..self.rank].iter().enumerate() {
+                    let weight = S::load(weights.as_ptr().add(i * width + column));
+                    acc = S::fma(S::splat(sum * factor), weight, acc);
+                }
+                S::store(to.as_mut_ptr().add(column), acc);
+            }
+        }
     }
 }
