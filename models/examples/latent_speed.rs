@@ -1,9 +1,9 @@
-//! Milliseconds of attention for one decoded token, over a dense cache and over latents.
+//! Milliseconds of attention for new tokens, over a dense cache and over latents.
 //!
-//! `latent_speed [CONTEXT] [LAYERS] [ROUNDS] [KIND]`: attention of SmolLM2-135M's shape (9 heads, 3 KV heads of 64), one new token
-//! over CONTEXT. LAYERS caches of each kind are walked one after another, as a model does, so that they come from memory;
-//! the kinds take turns within a round, and the fastest of ROUNDS counts: what is compared was measured together. With KIND, of latents only
-//! those whose name has it.
+//! `latent_speed [CONTEXT] [LAYERS] [ROUNDS] [TOKENS] [KIND]`: attention of SmolLM2-135M's shape (9 heads, 3 KV heads of
+//! 64), TOKENS new tokens (1) over CONTEXT, their own included. LAYERS caches of each kind are walked one after another, as a
+//! model does, so that they come from memory; the kinds take turns within a round, and the fastest of ROUNDS counts: what is
+//! compared was measured together. With KIND, of latents only those whose name has it.
 
 use std::error::Error;
 use std::path::Path;
@@ -58,8 +58,7 @@ fn latent(
     name: &str,
     parts: &GroupHeads,
     format: CacheFormat,
-    context: usize,
-    layers: usize,
+    [context, tokens, layers]: [usize; 3],
     table: &RotaryTable,
 ) -> Kind {
     let latents = random([1, context, parts.rank()]);
@@ -68,7 +67,7 @@ fn latent(
     let caches: Vec<LatentCache> = vec![cache; layers];
     // A clone of its own, so that only the forms of this format are prepared.
     let (parts, table) = (parts.clone(), table.clone());
-    let q = random([1, 1, HEADS, HEAD_DIM]);
+    let q = random([1, tokens, HEADS, HEAD_DIM]);
     Kind {
         name: format!("{name} {format}"),
         bytes_per_token: format.latent_bytes(&parts.ranks()),
@@ -83,8 +82,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let mut number = |default: usize| arguments.next().map_or(Ok(default), |text| text.parse());
     let (context, layers, rounds) = (number(8192)?, number(8)?, number(7)?);
+    let tokens = number(1)?;
     let config = ModelConfig::from_json(CONFIG, Path::new("config.json"))?;
-    let table = Rotary::new(&config).table(context - 1, 1, &Device::flex());
+    let table = Rotary::new(&config).table(context - tokens, tokens, &Device::flex());
 
     let dense: Vec<_> = (0..layers)
         .map(|_| {
@@ -93,7 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             cache.append(random(shape), random(shape))
         })
         .collect();
-    let q = random([1, 1, HEADS, HEAD_DIM]);
+    let q = random([1, tokens, HEADS, HEAD_DIM]);
     let mut kinds = vec![Kind {
         name: "dense f32".into(),
         bytes_per_token: 2 * (KV_HEADS * HEAD_DIM * 4) as u64,
@@ -103,7 +103,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }),
         best: f64::INFINITY,
     }];
-    let wanted = std::env::args().nth(4).unwrap_or_default();
+    let wanted = std::env::args().nth(5).unwrap_or_default();
     for removed in [30, 50, 70] {
         // Latent values of all keys, a multiple of 24 that leaves what is kept of 192.
         let kept = (KV_HEADS * HEAD_DIM * (100 - removed) / 100 + 12) / 24 * 24;
@@ -118,7 +118,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (name, parts) in schemes {
             let formats = CacheFormat::ALL.into_iter();
             for format in formats.filter(|format| format!("{name} {format}").contains(&wanted)) {
-                kinds.push(latent(&name, &parts, format, context, layers, &table));
+                kinds.push(latent(
+                    &name,
+                    &parts,
+                    format,
+                    [context, tokens, layers],
+                    &table,
+                ));
             }
         }
     }
@@ -132,7 +138,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     println!(
-        "{context} tokens, {layers} layers; milliseconds of one layer's attention, and how many times faster than dense f32"
+        "{tokens} new of {context} tokens, {layers} layers; milliseconds of one layer's attention, and how many times faster than dense f32"
     );
     let dense = kinds[0].best;
     for kind in &kinds {

@@ -158,6 +158,7 @@ impl Work<'_> {
         let mut total = State::new(rows, width);
         // SAFETY: `LatentAttention::check` has compared the lengths.
         unsafe {
+            self.fetch::<S>(self.runs.start * RUN);
             for run in self.runs.clone() {
                 let (start, end) = (run * RUN, ((run + 1) * RUN).min(reach));
                 if start >= end {
@@ -165,6 +166,9 @@ impl Work<'_> {
                 }
                 let mut state = State::new(rows, width);
                 for tile in (start..end).step_by(TILE) {
+                    if tile + TILE < end {
+                        self.fetch::<S>(tile + TILE);
+                    }
                     self.score::<S, PARTS>(tile, TILE.min(end - tile), &mut scratch);
                 }
                 let tiles = (end - start).div_ceil(TILE);
@@ -188,6 +192,20 @@ impl Work<'_> {
                         std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
                     }
                 }
+            }
+        }
+    }
+
+    /// Asks for the latents of a tile: slices that are read in turn are no run that the CPU would foresee.
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&self, tile: usize) {
+        let latents = self.of.latents;
+        let bytes = latents.layout.bytes;
+        for panel in tile / LANES..(tile + TILE) / LANES {
+            let start = (panel * latents.batch + self.sequence) * bytes;
+            for at in (start..start + bytes).step_by(64) {
+                // SAFETY: asking for memory that is not there does nothing.
+                unsafe { S::prefetch(latents.panels.as_ptr().wrapping_add(at)) };
             }
         }
     }
