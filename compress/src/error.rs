@@ -1,6 +1,6 @@
 //! What can go wrong while compressing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cinder_models::Hint;
 
@@ -25,6 +25,7 @@ pub enum Error {
         what: String,
         value: String,
         range: String,
+        hint: &'static str,
     },
 
     /// The calibration text has too few tokens for what was asked.
@@ -58,6 +59,10 @@ pub enum Error {
     #[error("what is in `{}` was made with {changes}", path.display())]
     Drift { path: PathBuf, changes: String },
 
+    /// A run was interrupted by an error that another try may not meet; what it had done is kept.
+    #[error(transparent)]
+    Stopped { error: Box<Error> },
+
     /// There is nothing to go on with.
     #[error("there is no interrupted run for `{}`", path.display())]
     NothingToResume { path: PathBuf },
@@ -90,12 +95,39 @@ impl Hint for Error {
             Error::NotLowRank { .. } => {
                 Some("`identity_block` takes models that `low_rank` made, or their like".into())
             }
-            Error::Work { .. } => Some("start over without `--resume`".into()),
+            // Statistics and analyses are folders of their own, which may be shared; anything else is the run's.
+            Error::Work { path, .. } => Some(match path.parent().filter(|p| made_again(p)) {
+                Some(folder) => format!("remove `{}`: it is made again", folder.display()),
+                None => "start over without `--resume`".into(),
+            }),
+            Error::Stopped { error } => Some(
+                error.hint().map_or(String::new(), |hint| format!("{hint}; "))
+                    + "what is done is kept: `--resume` goes on with it",
+            ),
             Error::Drift { .. } => Some(
                 "go on with what it was begun with, or start over without `--resume` (or with another `--work`)".into(),
             ),
             Error::NothingToResume { .. } => Some("run without `--resume`".into()),
-            Error::Io(_) | Error::Setting { .. } => None,
+            Error::Setting { hint, .. } => Some((*hint).into()),
+            Error::Io(_) => None,
+        }
+    }
+}
+
+/// Whether a run that finds this folder missing fills it anew.
+fn made_again(folder: &Path) -> bool {
+    let name = folder.file_name().map(|n| n.to_string_lossy());
+    name.is_some_and(|n| n.starts_with("statistics-") || n.starts_with("analysis-"))
+}
+
+impl Error {
+    /// Whether another try may do better: the same input would not bring it again.
+    pub(crate) fn may_pass(&self) -> bool {
+        use cinder_models::Error as Model;
+        match self {
+            Error::Io(_) | Error::Work { .. } | Error::Drift { .. } => true,
+            Error::Model(error) => matches!(error, Model::Io(_) | Model::Output { .. }),
+            _ => false,
         }
     }
 }

@@ -7,7 +7,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::calibration::{Draw, GradientSettings};
+use crate::calibration::{Draw, GradientSettings, LabelSource, OWN_TEXT};
 use crate::error::{Error, Result};
 use crate::passes::{Needs, Pass, REGISTRY, check_sites};
 
@@ -139,6 +139,28 @@ impl Recipe {
             output: file.output,
             passes,
         })
+    }
+
+    /// Whether any pass has a keep ratio.
+    pub fn has_keep(&self) -> bool {
+        self.passes
+            .iter()
+            .any(|p| p.settings().get("keep").is_some())
+    }
+
+    /// The calibration, where a pass needs its text.
+    pub fn used_calibration(&self) -> Option<&Calibration> {
+        let needed = self.needs() > Needs::Nothing;
+        self.calibration.as_ref().filter(|_| needed)
+    }
+
+    /// Whether anything is decided by the calibration's seed.
+    pub fn uses_seed(&self) -> bool {
+        let sampled = |c: &Calibration| {
+            self.needs() == Needs::Gradients && c.gradients.labels == LabelSource::Sampled
+        };
+        self.used_calibration()
+            .is_some_and(|c| c.corpus == OWN_TEXT || c.draw != Draw::Even || sampled(c))
     }
 
     /// Replaces the calibration's corpus and seed, where they are given and it has one.

@@ -15,7 +15,7 @@ use crate::calibration::{Moments, SiteInputs};
 use crate::error::{Error, Result};
 
 pub(crate) use factor::project;
-pub use factor::{AlternativePlan, Analysis, Losses, UnitPlan};
+pub use factor::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
 pub use frontier::FrontierSettings;
 pub use identity_block::IdentityBlockSettings;
 pub use low_rank::LowRankSettings;
@@ -75,12 +75,14 @@ pub trait Pass: Send + Sync {
     /// When the settings can not be met on this model.
     fn plan(&self, analyses: &[Analysis]) -> Result<Plan>;
 
-    /// Compresses one site of `block`. `dense` is the layer as it was; `inputs` are what the site now reads.
+    /// Compresses one site of `block`. `dense` is the layer as it was; `calibrated` are what the site now reads, and the
+    /// moments of the dense model.
     ///
     /// # Errors
     /// When a projection is not in the form the pass takes, or the numerics fail.
     fn apply(
         &self,
+        config: &ModelConfig,
         plan: &LayerPlan,
         site: Site,
         dense: &DecoderLayer,
@@ -118,6 +120,8 @@ pub struct LayerPlan {
     /// What removing the others is expected to add to the loss.
     pub removal_loss: Option<f64>,
     pub units: Vec<PlannedUnit>,
+    /// What the analysis had to do differently for numerical reasons.
+    pub fallbacks: Vec<Fallback>,
 }
 
 /// What a pass will do to the whole model.
@@ -146,6 +150,7 @@ pub fn check_sites(passes: &[Box<dyn Pass>]) -> Result<()> {
                 what: "the recipe".into(),
                 value: format!("factoring `{}` twice", site.name()),
                 range: "one whose passes touch different sites".into(),
+                hint: "give each site to one pass by its `sites`",
             });
         }
         taken.push(*site);

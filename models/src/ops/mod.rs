@@ -42,6 +42,7 @@ pub use elementwise::log_sum_exp;
 pub use machine::{Machine, machine};
 pub use mapped::MappedFile;
 pub use profile::{Op, profile};
+pub use simd::instructions;
 
 use flex::DecoderOps;
 use profile::timed;

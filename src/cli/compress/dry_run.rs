@@ -3,26 +3,20 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cinder::compress::calibration::OWN_TEXT;
 use cinder::compress::passes::{Needs, PlannedUnit, touched_scalars};
-use cinder::compress::pipeline::{projection_scalars, require_form, shape_plans};
+use cinder::compress::pipeline::{check, projection_scalars, shape_plans};
 use cinder::compress::recipe::{Calibration, Propagate, Recipe};
 use cinder::models::checkpoint::Checkpoint;
 use cinder::models::{Precision, ops};
 use serde_json::{Value, json};
 
-use super::calibration::{OWN_TEXT, own_text_batch};
+use super::calibration::own_text_batch;
 use crate::cli::context::Context;
 use crate::cli::format::{bytes, count, table};
 
-/// Refuses what can not be done, before anything slow.
-pub fn check(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<()> {
-    require_form(checkpoint, &recipe.passes)?;
-    shape_plans(&recipe.passes, checkpoint.config())?;
-    Ok(())
-}
-
 pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Result<ExitCode> {
-    require_form(checkpoint, &recipe.passes)?;
+    check(checkpoint, recipe)?;
     let config = checkpoint.config();
     let plans = shape_plans(&recipe.passes, config)?;
     let before = config.dense_projection_scalars();

@@ -18,6 +18,19 @@ pub struct Analysis {
     pub groups: Vec<Vec<AlternativePlan>>,
     /// The feed-forward's neurons, the first to be removed first; empty when none are.
     pub order: Vec<usize>,
+    /// What had to be done differently for numerical reasons.
+    pub fallbacks: Vec<Fallback>,
+}
+
+/// What was done differently for the sake of numerics, and for which projections.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fallback {
+    /// Place of the site in [`Site::ALL`].
+    pub site: usize,
+    /// Places of the projections in the site.
+    pub members: Vec<usize>,
+    /// In words.
+    pub what: String,
 }
 
 /// One way to compress a group of sites.
@@ -95,6 +108,7 @@ pub(super) fn analyse(
         block,
         moments,
         queue: Vec::new(),
+        fallbacks: Vec::new(),
     };
     for group in 0..analysis.groups.len() {
         solver.group(&mut analysis, group)?;
@@ -104,6 +118,7 @@ pub(super) fn analyse(
         solver.neurons(&mut analysis, group)?;
     }
     solver.flush(&mut analysis)?;
+    analysis.fallbacks = solver.fallbacks;
     Ok(analysis)
 }
 
@@ -148,6 +163,7 @@ struct Solver<'a> {
     block: &'a DecoderLayer,
     moments: &'a dyn Moments,
     queue: Vec<(Vec<Place>, Moment)>,
+    fallbacks: Vec<Fallback>,
 }
 
 impl Solver<'_> {
@@ -163,18 +179,41 @@ impl Solver<'_> {
         weight(self.layer, self.block, site, member)
     }
 
-    fn whitened_input(&self, site: Site) -> Result<Whitening> {
-        let gram = self.moments.input(site)?;
-        self.numerical(site, whiten(&gram, self.settings.input_ridge))
+    fn note(&mut self, site: Site, members: Vec<usize>, what: Option<String>) {
+        let place = Site::ALL.iter().position(|s| *s == site).unwrap_or(0);
+        let fallback = what.map(|what| Fallback {
+            site: place,
+            members,
+            what,
+        });
+        // Moments are whitened once for each structure.
+        let new = fallback.filter(|f| !self.fallbacks.contains(f));
+        self.fallbacks.extend(new);
     }
 
-    fn whitened_output(&self, site: Site, member: usize) -> Result<Option<Whitening>> {
+    fn whitened_input(&mut self, site: Site) -> Result<Whitening> {
+        let gram = self.moments.input(site)?;
+        let asked = self.settings.input_ridge;
+        let whitened = self.numerical(site, whiten(&gram, asked))?;
+        let all = (0..site.projections().len()).collect();
+        self.note(site, all, raised("input", &whitened, asked));
+        Ok(whitened)
+    }
+
+    fn whitened_output(&mut self, site: Site, member: usize) -> Result<Option<Whitening>> {
         if !self.settings.two_sided {
             return Ok(None);
         }
         let gram = self.moments.gradient(site, member)?;
-        let whitened = whiten(&gram, self.settings.output_ridge);
-        self.numerical(site, whitened).map(Some)
+        // What the loss does not depend on loses nothing.
+        if gram.mean_square() == 0.0 {
+            self.note(site, vec![member], Some(NO_GRADIENT.into()));
+            return Ok(Some(Whitening::flat(gram.width(), 0.0)));
+        }
+        let asked = self.settings.output_ridge;
+        let whitened = self.numerical(site, whiten(&gram, asked))?;
+        self.note(site, vec![member], raised("gradient", &whitened, asked));
+        Ok(Some(whitened))
     }
 
     /// The spectra of every unit of a group.
@@ -362,6 +401,16 @@ impl Solver<'_> {
         }
         Ok(())
     }
+}
+
+/// What a record says where a projection's gradients were zero on every token.
+pub(super) const NO_GRADIENT: &str = "all gradients are zero: outputs weighed alike";
+
+/// What a record says where a moment needed a larger ridge than was asked for.
+pub(super) fn raised(what: &str, whitening: &Whitening, asked: f64) -> Option<String> {
+    let ridge = whitening.ridge;
+    let text = || format!("{what} ridge raised from {asked:e} to {ridge:e}");
+    whitening.raised.then(text)
 }
 
 /// `Σ_{i>r} σᵢ²` for every rank r up to `most`; values beyond it are rounding.
