@@ -233,6 +233,63 @@ fn an_identity_block_costs_nothing_but_rounding() {
     }
 }
 
+/// In a window of two tokens only the first is scored, and it attends to itself alone: no loss depends on q and k.
+#[test]
+fn gradients_that_are_zero_are_a_fallback() {
+    let bench = Bench::new();
+    let recipe = bench.recipe("frontier", PASSES[6].1, "");
+    let text = std::fs::read_to_string(&recipe).expect("reads");
+    std::fs::write(&recipe, text.replace("window = 48", "window = 2")).expect("writes");
+    let run = bench
+        .compress(&family("tiny-llama"), &recipe, "out", &[])
+        .json();
+    let sites = run["sites"].as_array().expect("sites");
+    let fallback = |site: &Value| site["fallback"].as_str().unwrap_or_default().to_owned();
+    for site in sites {
+        let zero = fallback(site).contains("all gradients are zero");
+        assert_eq!(
+            zero,
+            site["projection"] == "q" || site["projection"] == "k",
+            "{site}"
+        );
+    }
+    let counted = sites.iter().filter(|s| !fallback(s).is_empty()).count();
+    assert_eq!(run["fallbacks"], counted);
+    assert_eq!(cinder(&["verify", &bench.path("out"), "--quiet"]).code, 0);
+}
+
+/// What was pruned before stays known as that.
+#[test]
+fn identity_blocks_of_a_pruned_model_keep_its_shapes() {
+    let bench = Bench::new();
+    let pass = "pass = 'frontier'\nkeep = 0.4\nneuron_step = 2\nneuron_sizes = 6\nstructures = { identity = false, shared = false }";
+    let recipe = bench.recipe("frontier", pass, "");
+    let before = bench
+        .compress(&family("tiny-llama"), &recipe, "plain", &[])
+        .json();
+    let after = bench
+        .compress(
+            &bench.path("plain"),
+            "recipes/identity-block.toml",
+            "out",
+            &[],
+        )
+        .json();
+    let of = |run: &Value| run["sites"].as_array().expect("sites").clone();
+    let (before, after) = (of(&before), of(&after));
+    assert!(before.iter().any(|site| site["neurons"].is_u64()));
+    for (before, after) in before.iter().zip(&after) {
+        for key in ["projection", "shape", "neurons", "rank"] {
+            assert_eq!(before[key], after[key], "{before} {after}");
+        }
+        assert_eq!(
+            before["kind"] == "pruned",
+            after["kind"] == "pruned",
+            "{after}"
+        );
+    }
+}
+
 /// Killed at any moment and resumed, a run ends in the same bytes.
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
@@ -595,8 +652,22 @@ fn recipes_and_their_schema() {
         let name = reference.split('"').next().expect("a name");
         assert!(schema["$defs"][name].is_object(), "{name} is not defined");
     }
+    let folder = tempfile::tempdir().expect("temp");
     for recipe in ["frontier", "skipcat", "low-rank"] {
         let file = format!("recipes/{recipe}.toml");
+        let long = cinder(&[
+            "compress",
+            &family("tiny-llama"),
+            "--recipe",
+            &file,
+            "--dry-run",
+        ]);
+        assert_eq!(long.code, 1);
+        assert!(long.stderr.contains("context of 256"), "{}", long.stderr);
+        let shipped = std::fs::read_to_string(&file).expect("reads");
+        let file = format!("{}/{recipe}.toml", arg(folder.path()));
+        let short = shipped.replace("window = 512", "window = 256");
+        std::fs::write(&file, short).expect("writes");
         let plan = cinder(&[
             "compress",
             &family("tiny-llama"),

@@ -17,14 +17,23 @@ pub enum Error {
 
     /// The recipe is not valid.
     #[error("recipe `{}`: {why}", path.display())]
-    Recipe { path: PathBuf, why: String },
+    Recipe {
+        /// The recipe's file.
+        path: PathBuf,
+        /// A sentence, with the line where one is to blame.
+        why: String,
+    },
 
     /// A setting is out of its range.
     #[error("{what} is {value}; it must be {range}")]
     Setting {
+        /// The setting.
         what: String,
+        /// What it is.
         value: String,
+        /// What it may be.
         range: String,
+        /// What to do about it.
         hint: &'static str,
     },
 
@@ -33,45 +42,74 @@ pub enum Error {
         "the calibration text has {tokens} tokens, which is {available} windows of {window}; {wanted} are asked for"
     )]
     TooFewTokens {
+        /// Tokens of the text.
         tokens: usize,
+        /// Tokens in a window.
         window: usize,
+        /// Windows there are.
         available: usize,
+        /// Windows asked for.
         wanted: usize,
     },
 
     /// A pass met a projection it can not take.
     #[error("`{projection}` of layer {layer} is {kind} already")]
     NotDense {
+        /// Which, from 0.
         layer: usize,
+        /// Its name, such as `q`.
         projection: String,
+        /// What it is instead of dense.
         kind: String,
     },
 
     /// A pass found nothing of the kind it takes.
     #[error("`{}` has no low-rank projection with a plain basis", path.display())]
-    NotLowRank { path: PathBuf },
+    NotLowRank {
+        /// The model.
+        path: PathBuf,
+    },
 
     /// Files of an interrupted run are damaged.
     #[error("`{}` is damaged: {why}", path.display())]
-    Work { path: PathBuf, why: String },
+    Work {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
 
     /// What a run left behind was made from something else.
     #[error("what is in `{}` was made with {changes}", path.display())]
-    Drift { path: PathBuf, changes: String },
+    Drift {
+        /// Where the earlier run left its files.
+        path: PathBuf,
+        /// What it was made with, and in brackets what is asked for now.
+        changes: String,
+    },
 
     /// A run was interrupted by an error that another try may not meet; what it had done is kept.
     #[error(transparent)]
-    Stopped { error: Box<Error> },
+    Stopped {
+        /// What interrupted it.
+        error: Box<Error>,
+    },
 
     /// There is nothing to go on with.
     #[error("there is no interrupted run for `{}`", path.display())]
-    NothingToResume { path: PathBuf },
+    NothingToResume {
+        /// The output that was asked for.
+        path: PathBuf,
+    },
 
     /// The linear algebra did not come to a result.
     #[error("layer {layer}, {site}: {why}")]
     Numerical {
+        /// Which, from 0.
         layer: usize,
+        /// Which part of the layer.
         site: String,
+        /// A sentence.
         why: String,
     },
 }

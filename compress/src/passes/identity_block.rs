@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 pub struct IdentityBlockSettings {
     /// The most an entry of an identity block may be; at least 1.
     #[serde(default = "default_growth")]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub growth: f64,
 }
 

@@ -35,7 +35,9 @@ pub enum Needs {
 /// The form in which a pass takes projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
+    /// Plain matrices.
     Dense,
+    /// Factors with a plain basis.
     LowRank,
 }
 
@@ -47,8 +49,10 @@ pub trait Pass: Send + Sync {
     /// The settings with every default filled in, as they go into the manifest.
     fn settings(&self) -> Value;
 
+    /// What has to be collected for it.
     fn needs(&self) -> Needs;
 
+    /// What it expects of the model; other models are refused.
     fn takes(&self) -> Takes;
 
     /// The sites it may touch.
@@ -94,9 +98,11 @@ pub trait Pass: Send + Sync {
 /// One matrix that is stored, or a stack of them: a projection, or the projections that share a basis.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedUnit {
+    /// Where it is.
     pub site: Site,
     /// Indices among the site's projections; more than one share a basis.
     pub members: Vec<usize>,
+    /// Its shape.
     pub matrix: Matrix,
     /// None leaves it dense.
     pub rank: Option<usize>,
@@ -114,11 +120,13 @@ impl PlannedUnit {
 /// What becomes of one layer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LayerPlan {
+    /// Which, from 0.
     pub layer: usize,
     /// The feed-forward neurons that are kept, ascending; none keeps all.
     pub neurons: Option<Vec<usize>>,
     /// What removing the others is expected to add to the loss.
     pub removal_loss: Option<f64>,
+    /// What is stored, site by site.
     pub units: Vec<PlannedUnit>,
     /// What the analysis had to do differently for numerical reasons.
     pub fallbacks: Vec<Fallback>,
@@ -127,6 +135,7 @@ pub struct LayerPlan {
 /// What a pass will do to the whole model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
+    /// All of them, in order.
     pub layers: Vec<LayerPlan>,
 }
 

@@ -41,6 +41,7 @@ pub use resume::{Earlier, check_resume, finished};
 pub struct CalibrationText {
     /// Name and SHA-256.
     pub corpus: (String, String),
+    /// What goes through the model.
     pub windows: Windows,
     /// What the tokenizer puts before a text.
     pub bos_ids: Vec<u32>,
@@ -48,25 +49,33 @@ pub struct CalibrationText {
 
 /// Everything one compression needs.
 pub struct Job<'a> {
+    /// The model.
     pub checkpoint: &'a Checkpoint,
+    /// What to do with it.
     pub recipe: &'a Recipe,
     /// None where no pass needs any.
     pub text: Option<&'a CalibrationText>,
+    /// The directory to make.
     pub out: &'a Path,
+    /// Replace an earlier output there.
     pub overwrite: bool,
     /// Go on with an interrupted run.
     pub resume: bool,
     /// Where statistics and analyses are kept for later runs; none keeps them with the unfinished output, and removes
     /// them with it.
     pub work: Option<&'a Path>,
+    /// Cinder's version, for the manifest.
     pub tool_version: String,
+    /// Threads of the pool that everything runs on, for the manifest: the number decides how sums are split.
     pub threads: usize,
 }
 
 /// What came of a compression.
 #[derive(Debug, Clone)]
 pub struct Outcome {
+    /// What was written as `cinder.json`.
     pub manifest: Manifest,
+    /// The directory.
     pub out: PathBuf,
     /// Bytes of all files of the written directory.
     pub directory_bytes: u64,
@@ -76,6 +85,7 @@ pub struct Outcome {
     pub stages: Vec<(&'static str, f64)>,
     /// Wall time spent on each of the manifest's sites, as far as this process did it.
     pub site_seconds: Vec<Option<f64>>,
+    /// What the user should know besides, each a sentence.
     pub warnings: Vec<String>,
 }
 

@@ -60,11 +60,11 @@ impl Walk<'_> {
             rotary: self.rotary(),
             hidden: None,
         });
-        let mut earlier = self.earlier(writer)?;
+        let earlier = self.earlier(writer)?;
         // Layers that do not depend on each other are made a few at a time.
         let mut ahead = VecDeque::new();
-        for layer in 0..config.layers {
-            if let Some(done) = earlier[layer].take() {
+        for (layer, done) in earlier.into_iter().enumerate() {
+            if let Some(done) = done {
                 writer.adopt(done.shard);
                 sites.extend(done.sites.into_iter().map(|site| (site, None)));
                 ahead.pop_front();

@@ -260,8 +260,10 @@ impl Places {
     fn claim(&self, overwrite: bool) -> Result<Option<DirectoryLock>> {
         let lock = match self.partial.exists() {
             true => {
-                let ours = self.partial.join(LOCK_FILE).is_file();
-                if !ours && !(self.partial.is_dir() && is_empty(&self.partial)) {
+                let locked = || self.partial.join(LOCK_FILE).is_file();
+                // A run may be killed before it has made its lock.
+                let begun = || self.partial.is_dir() && is_empty(&self.partial);
+                if !(locked() || begun()) {
                     return Err(refusal(
                         &self.partial,
                         "exists and is no unfinished output, so it is not replaced",

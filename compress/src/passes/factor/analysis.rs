@@ -13,6 +13,7 @@ use crate::linalg::{Gram, Moment, NeuronSpectra, Weight, Whitened, Whitening, el
 /// What one layer's sites may become. It is kept on disk between the passes over the model.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Analysis {
+    /// Which, from 0.
     pub layer: usize,
     /// Sites that are decided together, each with its alternatives.
     pub groups: Vec<Vec<AlternativePlan>>,
@@ -40,6 +41,7 @@ pub struct AlternativePlan {
     pub neurons: Option<usize>,
     /// What removing the others loses.
     pub removal_loss: f64,
+    /// Place of the site in [`Site::ALL`].
     pub units: Vec<UnitPlan>,
     /// Instead of units: numbers of neurons and what each loses, falling, the first all of them.
     pub sizes: Vec<(usize, f64)>,
@@ -48,10 +50,15 @@ pub struct AlternativePlan {
 /// One matrix of an alternative: a projection, or the projections that share a basis.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UnitPlan {
+    /// Place of the site in [`Site::ALL`].
     pub site: usize,
+    /// Places of the projections in the site.
     pub members: Vec<usize>,
+    /// Rows, of all of them together.
     pub out: usize,
+    /// Columns.
     pub input: usize,
+    /// What each rank loses.
     pub losses: Losses,
     /// Root of the mean squared gradient of its weights, where known.
     pub score: f64,
@@ -67,6 +74,7 @@ pub enum Losses {
 }
 
 impl UnitPlan {
+    /// The site.
     pub fn site(&self) -> Site {
         Site::ALL[self.site.min(Site::ALL.len() - 1)]
     }

@@ -10,7 +10,7 @@ mod plan;
 
 use cinder_models::checkpoint::SiteRecord;
 use cinder_models::{DecoderLayer, ModelConfig, Site};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -230,6 +230,16 @@ pub(super) fn with_name(name: &str, settings: &impl Serialize) -> Value {
 
 pub(super) fn default_sites() -> Vec<String> {
     Site::ALL.iter().map(|s| s.name().to_owned()).collect()
+}
+
+/// Each site at most once, and at least one.
+pub(super) fn sites_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": {"enum": default_sites()},
+        "minItems": 1,
+        "uniqueItems": true,
+    })
 }
 
 pub(super) fn parse_sites(names: &[String]) -> std::result::Result<Vec<Site>, String> {
