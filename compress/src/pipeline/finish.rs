@@ -6,7 +6,6 @@ use cinder_models::checkpoint::{
 };
 use cinder_models::ops;
 
-use super::resume::device_name;
 use super::walk::Timed;
 use super::{Job, Outcome, projection_scalars};
 use crate::calibration::OWN_TEXT;
@@ -57,7 +56,7 @@ pub(super) fn finish(
             })
             .unwrap_or_default(),
         threads: job.threads,
-        device: device_name(device),
+        device: ops::device_name(device),
         instructions: ops::instructions(),
         dtype: dtype.name().into(),
         projection_scalars_before: before,

@@ -208,7 +208,7 @@ fn collect(
         "gradients": settings.gradients,
         "seed": settings.seed,
         "threads": job.threads,
-        "device": resume::device_name(device),
+        "device": ops::device_name(device),
         "instructions": ops::instructions(),
     });
     let folder = work.join(format!("statistics-{}", short_hash(&identity)));

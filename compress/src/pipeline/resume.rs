@@ -108,7 +108,7 @@ pub(super) fn run_identity(job: &Job<'_>, device: &Device) -> Result<Value> {
             "corpus": t.corpus.0, "corpus_sha256": t.corpus.1, "tokens_sha256": t.windows.sha256,
         })),
         "threads": job.threads,
-        "device": device_name(device),
+        "device": ops::device_name(device),
         "instructions": ops::instructions(),
     }))
 }
@@ -127,9 +127,4 @@ fn identity_of(manifest: &Manifest) -> Value {
         "device": manifest.device,
         "instructions": manifest.instructions,
     })
-}
-
-/// A device as identities and manifests have it.
-pub(super) fn device_name(device: &Device) -> String {
-    format!("{device:?}")
 }

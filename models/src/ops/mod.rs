@@ -31,7 +31,7 @@ mod simd;
 mod tests;
 
 use burn::backend::{Dispatch, DispatchDevice};
-use burn::tensor::{Bool, DType, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, Int, Tensor};
 
 pub use backward::{
     attention_backward, cross_entropy, rms_norm_backward, rotate_backward, swiglu_backward,
@@ -51,6 +51,14 @@ use profile::timed;
 fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     let device = x.device();
     !device.is_autodiff() && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// A device as records name it: `cpu`, or what its backend calls it.
+pub fn device_name(device: &Device) -> String {
+    match device.as_dispatch() {
+        DispatchDevice::Flex(_) => "cpu".into(),
+        other => format!("{other:?}"),
+    }
 }
 
 /// Whether a tensor is one that our kernels take: f32 on the plain CPU backend.

@@ -208,14 +208,17 @@ fn outcome_text(outcome: &Outcome) -> String {
         .map(|(name, seconds)| format!("{name} {seconds:.0} s"))
         .collect();
     let mut text = format!(
-        "{}: kept {:.4} of the decoder projections' scalars ({} of {}) in {:.0} s ({}), {} fallbacks\n{}\n\
+        "{}: kept {:.4} of the decoder projections' scalars ({} of {}) in {:.0} s{}, {} fallbacks\n{}\n\
          all weights as {}: {} before, {} after",
         outcome.out.display(),
         m.keep_ratio,
         count(m.projection_scalars_after),
         count(m.projection_scalars_before),
         outcome.seconds,
-        stages.join(", "),
+        match stages.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", stages.join(", ")),
+        },
         m.fallbacks,
         kinds(outcome),
         m.dtype,
