@@ -126,6 +126,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         let found = read_identity(earlier)?;
         if interrupted.is_none() {
             require_same(&args.out, &found["made_from"], &identity)?;
+            OutputDirectory::clear(&args.out)?;
             context.printer.say("this sweep is finished already");
             return print(context, &found);
         }

@@ -65,13 +65,14 @@ pub fn check_resume(job: &Job<'_>, device: &Device) -> Result<Earlier> {
     Ok(earlier)
 }
 
-/// The outcome of a run that has ended before.
+/// The outcome of a run that has ended before; what a kill just after its end may have left is removed.
 ///
 /// # Errors
 /// Those of reading the manifest.
 pub fn finished(out: &Path) -> Result<Outcome> {
     let manifest =
         Manifest::read(out)?.ok_or_else(|| Error::NothingToResume { path: out.into() })?;
+    OutputDirectory::clear(out)?;
     let files: u64 = manifest.files.iter().map(|f| f.bytes).sum();
     let own = out.join(cinder_models::checkpoint::MANIFEST_FILE);
     Ok(Outcome {

@@ -88,6 +88,24 @@ impl OutputDirectory {
             }))
     }
 
+    /// Removes what a run that was killed just after its commit has left beside its output.
+    ///
+    /// # Errors
+    /// As [`OutputDirectory::check`].
+    pub fn clear(target: &Path) -> Result<()> {
+        let places = Places::of(target)?;
+        if places.partial.exists() && !places.new.exists() {
+            let lock = places.claim(true)?;
+            drop(lock.map(|lock| OutputDirectory {
+                places,
+                overwrite: true,
+                kept: false,
+                _lock: lock,
+            }));
+        }
+        Ok(())
+    }
+
     /// Where an interrupted run for `target` left `name` in its [work folder](OutputDirectory::work); none when there is
     /// no such run, or it had not come so far.
     pub fn interrupted(target: &Path, name: &str) -> Option<PathBuf> {
@@ -466,6 +484,18 @@ mod tests {
         output.commit().expect("commits");
         let content = fs::read_to_string(target.join("config.json")).expect("reads");
         assert_eq!(content, "new");
+    }
+
+    #[test]
+    fn a_kill_after_the_commit_leaves_nothing_for_long() {
+        let (folder, target) = earlier();
+        let mut output = OutputDirectory::create(&target, true).expect("creates");
+        output.keep();
+        fs::rename(&target, &output.places.old).expect("renames");
+        fs::rename(&output.places.new, &target).expect("renames");
+        drop(output);
+        OutputDirectory::clear(&target).expect("clears");
+        assert_eq!(fs::read_dir(folder.path()).expect("lists").count(), 1);
     }
 
     #[test]
