@@ -366,7 +366,7 @@ fn calibration_on_the_models_own_text() {
     let first = calibration("a", "0", "2");
     assert_eq!(
         (&first["corpus"], &first["draw"]),
-        (&"self".into(), &"documents".into())
+        (&"self".into(), &"".into())
     );
     let whole = |i: usize| serde_json::json!([{"document": i, "start": 0, "tokens": 32}]);
     assert_eq!(

@@ -233,6 +233,63 @@ fn an_identity_block_costs_nothing_but_rounding() {
     }
 }
 
+/// In a window of two tokens only the first is scored, and it attends to itself alone: no loss depends on q and k.
+#[test]
+fn gradients_that_are_zero_are_a_fallback() {
+    let bench = Bench::new();
+    let recipe = bench.recipe("frontier", PASSES[6].1, "");
+    let text = std::fs::read_to_string(&recipe).expect("reads");
+    std::fs::write(&recipe, text.replace("window = 48", "window = 2")).expect("writes");
+    let run = bench
+        .compress(&family("tiny-llama"), &recipe, "out", &[])
+        .json();
+    let sites = run["sites"].as_array().expect("sites");
+    let fallback = |site: &Value| site["fallback"].as_str().unwrap_or_default().to_owned();
+    for site in sites {
+        let zero = fallback(site).contains("all gradients are zero");
+        assert_eq!(
+            zero,
+            site["projection"] == "q" || site["projection"] == "k",
+            "{site}"
+        );
+    }
+    let counted = sites.iter().filter(|s| !fallback(s).is_empty()).count();
+    assert_eq!(run["fallbacks"], counted);
+    assert_eq!(cinder(&["verify", &bench.path("out"), "--quiet"]).code, 0);
+}
+
+/// What was pruned before stays known as that.
+#[test]
+fn identity_blocks_of_a_pruned_model_keep_its_shapes() {
+    let bench = Bench::new();
+    let pass = "pass = 'frontier'\nkeep = 0.4\nneuron_step = 2\nneuron_sizes = 6\nstructures = { identity = false, shared = false }";
+    let recipe = bench.recipe("frontier", pass, "");
+    let before = bench
+        .compress(&family("tiny-llama"), &recipe, "plain", &[])
+        .json();
+    let after = bench
+        .compress(
+            &bench.path("plain"),
+            "recipes/identity-block.toml",
+            "out",
+            &[],
+        )
+        .json();
+    let of = |run: &Value| run["sites"].as_array().expect("sites").clone();
+    let (before, after) = (of(&before), of(&after));
+    assert!(before.iter().any(|site| site["neurons"].is_u64()));
+    for (before, after) in before.iter().zip(&after) {
+        for key in ["projection", "shape", "neurons", "rank"] {
+            assert_eq!(before[key], after[key], "{before} {after}");
+        }
+        assert_eq!(
+            before["kind"] == "pruned",
+            after["kind"] == "pruned",
+            "{after}"
+        );
+    }
+}
+
 /// Killed at any moment and resumed, a run ends in the same bytes.
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
@@ -298,7 +355,7 @@ fn resuming_with_something_else_is_refused() {
     let model = family("tiny-llama");
     let recipe = bench.recipe("frontier", PASSES[6].1, "propagate = 'inputs'");
     let nothing = bench.compress(&model, &recipe, "out", &["--resume"]);
-    assert_eq!(nothing.code, 1);
+    assert_eq!(nothing.code, 2);
     assert!(
         nothing.stderr.contains("there is no interrupted run"),
         "{}",
@@ -306,8 +363,12 @@ fn resuming_with_something_else_is_refused() {
     );
 
     // What a killed run leaves: `run.json` in the unfinished output.
-    let left = PathBuf::from(bench.path("out.partial")).join("work");
-    std::fs::create_dir_all(&left).expect("creates");
+    let partial = PathBuf::from(bench.path("out.partial"));
+    let left = partial.join("work");
+    for folder in [&left, &partial.join("new")] {
+        std::fs::create_dir_all(folder).expect("creates");
+    }
+    std::fs::write(partial.join("cinder.lock"), "").expect("writes");
     std::fs::write(
         left.join("run.json"),
         "{\"threads\": 2, \"recipe\": {\"name\": \"other\"}}",
@@ -326,7 +387,122 @@ fn resuming_with_something_else_is_refused() {
         left.exists(),
         "what could not be resumed is not thrown away"
     );
-    bench.compress(&model, &recipe, "out", &[]).json();
+    let made = bench.compress(&model, &recipe, "out", &[]).json();
+
+    // What is finished is told from what is not, and from what is something else.
+    let again = bench.compress(&model, &recipe, "out", &["--resume"]).json();
+    assert_eq!(again["sites"][0]["error"], made["sites"][0]["error"]);
+    assert_eq!(again["directory_bytes"], made["directory_bytes"]);
+    let drifted = bench.compress(&model, &recipe, "out", &["--resume", "--keep", "0.6"]);
+    assert_eq!(drifted.code, 1);
+    assert!(
+        drifted
+            .stderr
+            .contains("recipe.passes[0].keep 0.7 (now 0.6)"),
+        "{}",
+        drifted.stderr
+    );
+    std::fs::write(bench.path("text.txt"), "another text ".repeat(1000)).expect("writes");
+    let drifted = bench.compress(&model, &recipe, "out", &["--resume"]);
+    assert!(
+        drifted.stderr.contains("text.corpus_sha256"),
+        "{}",
+        drifted.stderr
+    );
+}
+
+/// Killed as soon as the last block is done, a run in which blocks depend on each other does none of them again.
+#[test]
+fn a_walk_that_is_done_is_not_done_again() {
+    let bench = Bench::new();
+    let model = family("tiny-qwen3");
+    let recipe = bench.recipe("frontier", PASSES[6].1, "propagate = 'block'");
+    // Something in the way when the directory is to be put in its place: the error is one of the disk.
+    let out = bench.path("out");
+    let partial = PathBuf::from(format!("{out}.partial"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cinder"))
+        .args(["compress", &model, "--recipe", &recipe, "--out", &out])
+        .args(["--quiet", "--threads", "2"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    while !partial.join("new").is_dir() {
+        assert!(child.try_wait().expect("waits").is_none(), "it ended");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::fs::create_dir(&out).expect("creates");
+    let ended = child.wait_with_output().expect("ends");
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{told}");
+    assert!(told.contains("what is done is kept: `--resume`"), "{told}");
+    std::fs::remove_dir(&out).expect("removes");
+
+    let resumed = bench.compress(&model, &recipe, "out", &["--resume"]).json();
+    let sites = resumed["sites"].as_array().expect("sites");
+    assert!(sites.iter().all(|site| site["seconds"].is_null()));
+    assert!(!partial.exists());
+}
+
+/// Two runs do not write to one place; nor does one write over what it reads.
+#[test]
+fn places_in_each_others_way_are_refused() {
+    let bench = Bench::new();
+    let model = family("tiny-llama");
+    let recipe = bench.recipe("skipcat", PASSES[4].1, "");
+    bench.compress(&model, &recipe, "small", &[]).json();
+    let own = bench.compress(&bench.path("small"), &recipe, "small", &["--overwrite"]);
+    assert_eq!(own.code, 1);
+    assert!(
+        own.stderr.contains("which the output is made from"),
+        "{}",
+        own.stderr
+    );
+    let inside = bench.compress(&model, &recipe, "out", &["--work", &bench.path("out/work")]);
+    assert_eq!(inside.code, 1);
+    assert!(
+        inside.stderr.contains("one inside the other"),
+        "{}",
+        inside.stderr
+    );
+
+    let work = bench.path("work");
+    std::fs::create_dir(&work).expect("creates");
+    let held = std::fs::File::create(Path::new(&work).join("cinder.lock")).expect("creates");
+    held.lock().expect("locks");
+    let second = bench.compress(&model, &recipe, "out", &["--work", &work]);
+    assert_eq!(second.code, 1);
+    assert!(
+        second.stderr.contains("by another run"),
+        "{}",
+        second.stderr
+    );
+    drop(held);
+    bench
+        .compress(&model, &recipe, "out", &["--work", &work, "--resume"])
+        .json();
+}
+
+/// An option that would change nothing is refused.
+#[test]
+fn options_without_use_are_refused() {
+    let bench = Bench::new();
+    let even = bench.recipe("even", PASSES[4].1, "draw = 'even'");
+    let identity = "recipes/identity-block.toml";
+    for (recipe, option, value, why) in [
+        (identity, "--keep", "0.5", "no pass of it has a keep ratio"),
+        (
+            identity,
+            "--calibration",
+            "x.txt",
+            "no pass of it needs a text",
+        ),
+        (identity, "--seed", "1", "no pass of it needs a text"),
+        (even.as_str(), "--seed", "1", "at even distances"),
+    ] {
+        let run = bench.compress(&family("tiny-llama"), recipe, "out", &[option, value]);
+        assert_eq!(run.code, 2, "{}", run.stderr);
+        assert!(run.stderr.contains(why), "{}", run.stderr);
+    }
 }
 
 /// Several recipes and keep ratios, one report; an interrupted sweep goes on.
@@ -407,14 +583,37 @@ fn a_sweep_of_two_recipes() {
 
     // An unfinished sweep is a `.partial` directory; its points are not made again.
     let partial = format!("{out}.partial");
-    std::fs::rename(&out, &partial).expect("renames");
-    let record = Path::new(&partial).join("compress/skipcat-0.8.json");
+    let (new, work) = (format!("{partial}/new"), format!("{partial}/work"));
+    std::fs::create_dir_all(&work).expect("creates");
+    std::fs::rename(&out, &new).expect("renames");
+    std::fs::write(format!("{partial}/cinder.lock"), "").expect("writes");
+    let identity = done["made_from"].to_string();
+    std::fs::write(format!("{work}/sweep.json"), identity).expect("writes");
+    // What a killed run leaves besides is no result.
+    for leftover in ["models/other.partial", "report"] {
+        std::fs::create_dir_all(format!("{new}/{leftover}/x")).expect("creates");
+    }
+    let stray = std::fs::read(format!("{new}/results/dense.json")).expect("reads");
+    std::fs::write(format!("{new}/results/other-0.5.json"), stray).expect("writes");
+    let record = Path::new(&new).join("compress/skipcat-0.8.json");
     let before = std::fs::metadata(&record)
         .expect("is there")
         .modified()
         .expect("time");
-    let again = sweep("0.8,0.6,0.5", &["--discard-models", "--resume"]).json();
-    assert_eq!(again["points"].as_array().expect("points").len(), 7);
+    let drifted = sweep("0.8,0.6,0.5", &["--discard-models", "--resume"]);
+    assert_eq!(drifted.code, 1);
+    assert!(
+        drifted.stderr.contains("points.skipcat-0.5 null"),
+        "{}",
+        drifted.stderr
+    );
+    std::fs::remove_file(format!("{new}/results/frontier-0.6.json")).expect("removes");
+    std::fs::remove_file(format!("{new}/compress/frontier-0.6.json")).expect("removes");
+    let again = sweep("0.8,0.6", &["--discard-models", "--resume"]).json();
+    assert_eq!(again["points"].as_array().expect("points").len(), 5);
+    for leftover in ["models/other.partial", "report/x", "results/other-0.5.json"] {
+        assert!(!Path::new(&out).join(leftover).exists(), "{leftover}");
+    }
     assert_eq!(again["points"][1], done["points"][1]);
     let record = Path::new(&out).join("compress/skipcat-0.8.json");
     assert_eq!(
@@ -424,6 +623,13 @@ fn a_sweep_of_two_recipes() {
             .expect("time"),
         before
     );
+    // Once more is nothing more.
+    let finished = sweep("0.8,0.6", &["--discard-models", "--resume"]).json();
+    assert_eq!(finished, again);
+    let drifted = sweep("0.8", &["--discard-models", "--resume"]);
+    assert_eq!(drifted.code, 1, "{}", drifted.stdout);
+    std::fs::remove_dir_all(&out).expect("removes");
+    assert_eq!(sweep("0.8", &["--resume"]).code, 2);
 }
 
 /// The committed schema is the one the settings give, and every shipped recipe is read.
@@ -446,8 +652,22 @@ fn recipes_and_their_schema() {
         let name = reference.split('"').next().expect("a name");
         assert!(schema["$defs"][name].is_object(), "{name} is not defined");
     }
+    let folder = tempfile::tempdir().expect("temp");
     for recipe in ["frontier", "skipcat", "low-rank"] {
         let file = format!("recipes/{recipe}.toml");
+        let long = cinder(&[
+            "compress",
+            &family("tiny-llama"),
+            "--recipe",
+            &file,
+            "--dry-run",
+        ]);
+        assert_eq!(long.code, 1);
+        assert!(long.stderr.contains("context of 256"), "{}", long.stderr);
+        let shipped = std::fs::read_to_string(&file).expect("reads");
+        let file = format!("{}/{recipe}.toml", arg(folder.path()));
+        let short = shipped.replace("window = 512", "window = 256");
+        std::fs::write(&file, short).expect("writes");
         let plan = cinder(&[
             "compress",
             &family("tiny-llama"),

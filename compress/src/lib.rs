@@ -3,6 +3,8 @@
 //! A [`recipe::Recipe`] names a calibration text and a list of passes; [`pipeline::compress`] walks the
 //! model block by block, collects what the passes need, applies them and writes the result.
 
+#![warn(missing_docs)]
+
 pub mod allocation;
 pub mod calibration;
 mod error;

@@ -61,6 +61,7 @@ pub fn compress_linear(
         what: what.into(),
         value,
         range,
+        hint: "change it in the `LinearSettings`, or the inputs",
     };
     if !(settings.keep > 0.0 && settings.keep <= 1.0) {
         let range = "above 0 and at most 1".into();

@@ -7,7 +7,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::calibration::{Draw, GradientSettings};
+use crate::calibration::{Draw, GradientSettings, LabelSource, OWN_TEXT};
 use crate::error::{Error, Result};
 use crate::passes::{Needs, Pass, REGISTRY, check_sites};
 
@@ -30,8 +30,10 @@ pub struct Calibration {
     /// needs memory for all of it.
     pub corpus: String,
     /// How many windows.
+    #[schemars(range(min = 1))]
     pub windows: usize,
     /// Tokens in each.
+    #[schemars(range(min = 2))]
     pub window: usize,
     /// `documents` (default): each window from other documents; `text`: windows of the joined text, drawn; `even`: at
     /// even distances. `self` has a document for each window.
@@ -67,16 +69,19 @@ pub enum Propagate {
 pub struct Output {
     /// `f32` (default), `f16` or `bf16`.
     #[serde(default)]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "String", extend("enum" = ["f32", "f16", "bf16"]))]
     pub dtype: StoredDtype,
 }
 
 /// A recipe whose passes are built and checked.
 pub struct Recipe {
+    /// Names it in manifests and reports, and a sweep's files.
     pub name: String,
     /// None where no pass needs any text.
     pub calibration: Option<Calibration>,
+    /// How the result is stored.
     pub output: Output,
+    /// In the order in which they are planned; they touch different sites.
     pub passes: Vec<Box<dyn Pass>>,
 }
 
@@ -141,6 +146,28 @@ impl Recipe {
         })
     }
 
+    /// Whether any pass has a keep ratio.
+    pub fn has_keep(&self) -> bool {
+        self.passes
+            .iter()
+            .any(|p| p.settings().get("keep").is_some())
+    }
+
+    /// The calibration, where a pass needs its text.
+    pub fn used_calibration(&self) -> Option<&Calibration> {
+        let needed = self.needs() > Needs::Nothing;
+        self.calibration.as_ref().filter(|_| needed)
+    }
+
+    /// Whether anything is decided by the calibration's seed.
+    pub fn uses_seed(&self) -> bool {
+        let sampled = |c: &Calibration| {
+            self.needs() == Needs::Gradients && c.gradients.labels == LabelSource::Sampled
+        };
+        self.used_calibration()
+            .is_some_and(|c| c.corpus == OWN_TEXT || c.draw != Draw::Even || sampled(c))
+    }
+
     /// Replaces the calibration's corpus and seed, where they are given and it has one.
     pub fn override_calibration(&mut self, corpus: Option<&str>, seed: Option<u64>) {
         if let Some(calibration) = &mut self.calibration {
@@ -195,7 +222,11 @@ impl Recipe {
             "additionalProperties": false,
             "required": ["name", "passes"],
             "properties": {
-                "name": {"type": "string", "description": "Names the recipe in manifests and reports."},
+                "name": {
+                    "type": "string",
+                    "description": "Names the recipe in manifests and reports.",
+                    "pattern": "^[\\p{Alphabetic}\\p{N} _+-][\\p{Alphabetic}\\p{N} ._+-]*$",
+                },
                 "calibration": calibration,
                 "output": output,
                 "passes": {"type": "array", "minItems": 1, "items": {"oneOf": passes}},
@@ -298,6 +329,11 @@ mod tests {
                 "keep = 0.5\n",
                 "keep = 0.5\n[[passes]]\npass = 'frontier'\nkeep = 0.5\n",
                 "factoring `qkv` twice",
+            ),
+            (
+                "pass = 'low_rank'\nkeep = 0.5",
+                "pass = 'identity_block'\ngrowth = inf",
+                "`growth` is inf",
             ),
             ("window = 8", "window = 1", "at least 2 tokens"),
             ("windows = 2", "windows = 'two'", "line 4:"),

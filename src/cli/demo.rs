@@ -89,7 +89,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     for item in [MODEL, "eval-tasks"] {
         fetch(find(item)?, None, &context.printer)?;
     }
-    let output = OutputDirectory::create(&args.out, earlier)?;
+    let mut output = OutputDirectory::create(&args.out, earlier)?;
     let folder = output.path().to_owned();
     for name in ["models", "results"] {
         fs_err::create_dir(folder.join(name))?;

@@ -1,20 +1,24 @@
 //! `cinder sweep`
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cinder::compress::passes::Needs;
-use cinder::compress::pipeline::{CalibrationText, Job, compress, interrupted};
+use cinder::compress::calibration::OWN_TEXT;
+use cinder::compress::pipeline::{
+    CalibrationText, Earlier, Job, check, check_identity, check_places, compress, read_identity,
+    require_same,
+};
 use cinder::compress::recipe::Recipe;
 use cinder::eval::{Corpus, EvalResult, WindowChoice};
-use cinder::models::Precision;
 use cinder::models::checkpoint::{Checkpoint, OutputDirectory, SWEEP_FILE};
+use cinder::models::{Precision, ops};
 use cinder::reports::{Options, Results, read, write};
 use fs_err as fs;
 use serde_json::{Value, json};
 
-use super::compress::{calibration_text, check, outcome_json, parse_keep};
+use super::compress::{calibration_text, nothing_to_resume, outcome_json, parse_keep, read_recipe};
 use super::context::{Context, Usage, Weights};
 use super::eval::{Question, measure, parse_window, parse_windows, write_result};
 use super::format::{bytes, table};
@@ -71,9 +75,35 @@ struct Point {
     recipe: Recipe,
 }
 
+impl Point {
+    /// What decides the point's model besides the model it is made from.
+    fn identity(&self, context: &Context) -> Result<Value> {
+        let corpus = self.recipe.used_calibration().map(|c| &c.corpus);
+        let text = match corpus.filter(|c| *c != OWN_TEXT) {
+            Some(corpus) => Some(context.corpus(corpus)?.sha256()),
+            None => None,
+        };
+        Ok(json!({"recipe": self.recipe.resolved(), "corpus_sha256": text}))
+    }
+}
+
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let points = points(context, &args)?;
     let checkpoint = context.open(&args.model)?;
+    let interrupted = OutputDirectory::interrupted(&args.out, SWEEP_FILE);
+    let earlier = interrupted.clone().or_else(|| {
+        let ended = args.out.join(SWEEP_FILE);
+        ended.is_file().then_some(ended)
+    });
+    let earlier = match (args.resume, earlier) {
+        (true, None) => return Err(nothing_to_resume("sweep", &args.out).into()),
+        (true, earlier) => earlier,
+        (false, _) => None,
+    };
+    if !(args.resume && interrupted.is_none()) {
+        OutputDirectory::check(&args.out, args.overwrite)?;
+    }
+    check_places(&checkpoint, &args.out, args.work.as_deref())?;
     for point in &points {
         check(&checkpoint, &point.recipe)?;
     }
@@ -91,29 +121,41 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         )
         .into());
     }
-    let output = match args.resume {
-        true => OutputDirectory::resume(&args.out, args.overwrite)?,
-        false => Some(OutputDirectory::create(&args.out, args.overwrite)?),
+    let identity = identity(context, &args, &checkpoint, &points, &texts)?;
+    if let Some(earlier) = &earlier {
+        let found = read_identity(earlier)?;
+        if interrupted.is_none() {
+            require_same(&args.out, &found["made_from"], &identity)?;
+            OutputDirectory::clear(&args.out)?;
+            context.printer.say("this sweep is finished already");
+            return print(context, &found);
+        }
+        require_same(&args.out, &found, &identity)?;
+    }
+    let mut output = match args.resume {
+        true => OutputDirectory::resume(&args.out, args.overwrite)?
+            .ok_or_else(|| nothing_to_resume("sweep", &args.out))?,
+        false => OutputDirectory::create(&args.out, args.overwrite)?,
     };
-    let Some(mut output) = output else {
-        return Err(Usage::new(
-            format!("there is no interrupted sweep for `{}`", args.out.display()),
-            "run without `--resume`",
-        )
-        .into());
-    };
+    let folder = output.path().to_owned();
+    let own = output.work().to_owned();
+    for folder in [
+        folder.join("models"),
+        folder.join("compress"),
+        folder.join("results"),
+        own.clone(),
+    ] {
+        fs::create_dir_all(folder)?;
+    }
+    check_identity(&own.join(SWEEP_FILE), &identity)?;
     // What is done took long: an error in one point must not cost the others.
     output.keep();
-    let folder = output.path().to_owned();
-    for name in ["models", "compress", "results"] {
-        fs::create_dir_all(folder.join(name))?;
-    }
     let mut sweep = Sweep {
         context,
         args: &args,
         texts: &texts,
         checkpoint: &checkpoint,
-        work: args.work.clone().unwrap_or_else(|| folder.join("work")),
+        work: args.work.clone().unwrap_or(own),
         folder: &folder,
         text: None,
     };
@@ -121,27 +163,63 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     for point in &points {
         rows.push(sweep.point(point)?);
     }
-    if args.work.is_none() && sweep.work.exists() {
-        fs::remove_dir_all(&sweep.work)?;
-    }
+    sweep.tidy(&points)?;
     let report = match texts.is_empty() {
         true => None,
-        false => Some(sweep.report()?),
+        false => Some(sweep.report(&points)?),
     };
     let summary = json!({
         "model": args.model,
         "points": rows,
         "report": report,
         "path": args.out,
+        "made_from": identity,
     });
     output.write(SWEEP_FILE, format!("{summary:#}\n").as_bytes())?;
     output.commit()?;
-    let mut text = points_table(&rows);
-    if let Some(report) = report {
-        text += &format!("\n\nreport: {}", report.display());
+    print(context, &summary)
+}
+
+/// Prints what `sweep.json` holds.
+fn print(context: &Context, summary: &Value) -> Result<ExitCode> {
+    let rows = summary["points"].as_array();
+    let mut text = points_table(rows.map_or(&[], Vec::as_slice));
+    if let Some(report) = summary["report"].as_str() {
+        text += &format!("\n\nreport: {report}");
     }
-    context.printer.result(&summary, &text)?;
+    context.printer.result(summary, &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Everything that decides what a sweep finds.
+fn identity(
+    context: &Context,
+    args: &Args,
+    checkpoint: &Checkpoint,
+    points: &[Point],
+    texts: &[Corpus],
+) -> Result<Value> {
+    let recipes: serde_json::Map<String, Value> = points
+        .iter()
+        .map(|p| Ok((p.name.clone(), p.identity(context)?)))
+        .collect::<Result<_>>()?;
+    let measured: serde_json::Map<String, Value> = texts
+        .iter()
+        .map(|t| (t.name.clone(), json!(t.sha256())))
+        .collect();
+    let windows = args.windows.as_ref();
+    Ok(json!({
+        "tool_version": env!("CARGO_PKG_VERSION"),
+        "model": checkpoint.sha256()?,
+        "points": recipes,
+        "texts": measured,
+        "window": args.window,
+        "windows": windows.map(|w| format!("{w:?}")),
+        "weights": args.weights.weights.name(),
+        "discard_models": args.discard_models,
+        "device": context.device_name,
+        "instructions": ops::instructions(),
+    }))
 }
 
 /// Every recipe at every keep ratio, from the largest.
@@ -154,8 +232,7 @@ fn points(context: &Context, args: &Args) -> Result<Vec<Point>> {
     let mut points: Vec<Point> = Vec::new();
     for path in &args.recipe {
         for keep in &keeps {
-            let mut recipe = Recipe::read(path, Some(*keep))?;
-            recipe.override_calibration(args.calibration.as_deref(), context.seed);
+            let recipe = read_recipe(context, path, Some(*keep), args.calibration.as_deref())?;
             let name = format!("{}-{keep}", recipe.name);
             if points.iter().any(|p| p.name == name) {
                 return Err(Usage::new(
@@ -187,14 +264,11 @@ impl Sweep<'_> {
     fn point(&mut self, point: &Point) -> Result<Value> {
         let (context, name) = (self.context, &point.name);
         let model = self.folder.join("models").join(name);
-        let record = self.folder.join("compress").join(format!("{name}.json"));
+        let record = self.record(name);
         let measured = self.texts.iter().all(|t| self.result(name, t).is_file());
         if !record.is_file() || !(measured || model.is_dir()) {
             context.printer.say(&format!("{name}: compressing"));
-            let settings = json!([
-                point.recipe.calibration,
-                point.recipe.needs() > Needs::Nothing
-            ]);
+            let settings = json!(point.recipe.used_calibration());
             if self
                 .text
                 .as_ref()
@@ -215,7 +289,7 @@ impl Sweep<'_> {
                 tool_version: env!("CARGO_PKG_VERSION").into(),
                 threads: context.threads,
             };
-            let job = job(interrupted(&model));
+            let job = job(Earlier::of(&model) == Earlier::Interrupted);
             let outcome = compress(&job, &context.device, &context.printer)?;
             for warning in &outcome.warnings {
                 context.printer.warn(warning);
@@ -223,7 +297,9 @@ impl Sweep<'_> {
             let mut value = outcome_json(&outcome);
             value["path"] = json!(self.args.out.join("models").join(name));
             let unfinished = record.with_extension("new");
-            fs::write(&unfinished, format!("{value:#}\n"))?;
+            let mut file = fs::File::create(&unfinished)?;
+            writeln!(file, "{value:#}")?;
+            file.sync_all()?;
             fs::rename(unfinished, &record)?;
         }
         let compressed: Value = serde_json::from_str(&fs::read_to_string(&record)?)?;
@@ -233,6 +309,11 @@ impl Sweep<'_> {
             fs::remove_dir_all(&model)?;
         }
         Ok(row)
+    }
+
+    /// What compressing a point reported.
+    fn record(&self, name: &str) -> PathBuf {
+        self.folder.join("compress").join(format!("{name}.json"))
     }
 
     fn result(&self, name: &str, text: &Corpus) -> PathBuf {
@@ -316,9 +397,44 @@ impl Sweep<'_> {
         command
     }
 
-    fn report(&self) -> Result<PathBuf> {
-        let mut results: Results =
-            read(&[self.folder.join("results"), self.folder.join("compress")])?;
+    /// The result of a model on each text.
+    fn results(&self, name: &str) -> Vec<PathBuf> {
+        self.texts.iter().map(|t| self.result(name, t)).collect()
+    }
+
+    /// Removes what killed runs began and nobody has finished.
+    fn tidy(&self, points: &[Point]) -> Result<()> {
+        let names = || points.iter().map(|p| p.name.as_str());
+        let folder = |name: &str| self.folder.join(name);
+        let mut wanted: Vec<PathBuf> = self.results("dense");
+        for name in names() {
+            wanted.extend(self.results(name));
+            wanted.push(self.record(name));
+            wanted.push(folder("models").join(name));
+        }
+        for place in ["models", "compress", "results"] {
+            for entry in fs::read_dir(folder(place))? {
+                let path = entry?.path();
+                match () {
+                    () if wanted.contains(&path) => {}
+                    () if path.is_dir() => fs::remove_dir_all(path)?,
+                    () => fs::remove_file(path)?,
+                }
+            }
+        }
+        match folder("report").exists() {
+            true => Ok(fs::remove_dir_all(folder("report"))?),
+            false => Ok(()),
+        }
+    }
+
+    fn report(&self, points: &[Point]) -> Result<PathBuf> {
+        let mut files = self.results("dense");
+        for point in points {
+            files.extend(self.results(&point.name));
+            files.push(self.record(&point.name));
+        }
+        let mut results: Results = read(&files)?;
         results.relocate(self.folder, &self.args.out);
         let options = Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
         write(&results, &self.folder.join("report"), &options)?;

@@ -20,7 +20,9 @@ pub use uniform::uniform;
 /// One matrix that may be factored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Matrix {
+    /// Rows.
     pub out: usize,
+    /// Columns.
     pub input: usize,
     /// Whether its basis has an identity block, so that a rank r costs `r (out + in - r)`.
     pub identity: bool,
@@ -64,6 +66,7 @@ impl Ranks {
 pub struct Rung {
     /// The rank (or number of neurons); none is the matrix as it was.
     pub size: Option<usize>,
+    /// Scalars it stores.
     pub scalars: u64,
     /// What it loses, in the rule's own unit.
     pub loss: f64,
@@ -72,6 +75,7 @@ pub struct Rung {
 /// The sizes a matrix may have, the smallest first, the last its full size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ladder {
+    /// Of rising size and falling loss.
     pub rungs: Vec<Rung>,
     /// What having nothing of it would lose.
     pub whole: f64,
@@ -122,15 +126,18 @@ impl Ladder {
 /// One way to compress a site.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alternative {
+    /// One for each of its matrices.
     pub ladders: Vec<Ladder>,
     /// Scalars and loss that do not depend on the rungs.
     pub scalars: u64,
+    /// In the unit of the rungs' losses.
     pub loss: f64,
 }
 
 /// What a rule chose for one site.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
+    /// Its place among the site's.
     pub alternative: usize,
     /// A rung of each ladder of the alternative.
     pub rungs: Vec<usize>,

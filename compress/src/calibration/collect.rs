@@ -39,12 +39,16 @@ pub enum LabelSource {
 #[serde(deny_unknown_fields, default)]
 pub struct GradientSettings {
     /// How many of the calibration windows, evenly spread; all of them when there are fewer.
+    #[schemars(range(min = 1))]
     pub windows: usize,
+    /// Which token each gradient is taken for.
     pub labels: LabelSource,
     /// Share of each window's tokens left out at either end, in [0, 0.5).
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 0.5))]
     pub trim: f64,
     /// Least and largest norm of a token's gradient, as multiples of the window's mean norm: smaller ones are lengthened
     /// and larger ones shortened (KFAC-SVD takes [0.1, 10]); none takes them as they are.
+    #[schemars(inner(inner(range(min = 0))))]
     pub clip: Option<[f64; 2]>,
 }
 
@@ -62,11 +66,15 @@ impl Default for GradientSettings {
 /// What statistics are collected from.
 #[derive(Clone, Copy)]
 pub struct Collection<'a> {
+    /// The dense model.
     pub checkpoint: &'a Checkpoint,
+    /// The tokens that go through it.
     pub windows: &'a Windows,
+    /// How gradients are taken.
     pub gradients: &'a GradientSettings,
     /// Decides sampled labels.
     pub seed: u64,
+    /// Where it is computed.
     pub device: &'a Device,
 }
 

@@ -18,6 +18,9 @@ pub use own_text::{OwnText, own_text};
 pub(crate) use store::{read_json, write_whole};
 pub use windows::{Draw, Piece, Tokens, Windows, draw_windows};
 
+/// The corpus that is text the model writes itself.
+pub const OWN_TEXT: &str = "self";
+
 /// The second moments of one layer, wherever they are kept.
 pub trait Moments: Sync {
     /// `Σ x xᵀ` of the inputs x of a site.

@@ -87,6 +87,7 @@ fn check(request: &OwnText<'_>, context: usize) -> Result<()> {
             what: "`window` of the calibration".into(),
             value: format!("{} tokens", request.window),
             range: format!("at most the model's context of {context}"),
+            hint: "lower it in the recipe's `[calibration]`",
         });
     }
     if !(request.temperature > 0.0 && request.temperature.is_finite()) {
@@ -94,6 +95,7 @@ fn check(request: &OwnText<'_>, context: usize) -> Result<()> {
             what: "the temperature of the calibration text".into(),
             value: request.temperature.to_string(),
             range: "above 0".into(),
+            hint: "1 draws as the model was trained to",
         });
     }
     Ok(())

@@ -23,7 +23,10 @@ const MAGIC: &[u8; 8] = b"CINDARR1";
 /// I/O errors.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let unfinished = path.with_extension("new");
-    fs_err::write(&unfinished, content)?;
+    let mut file = File::create(&unfinished)?;
+    file.write_all(content)?;
+    // What comes after takes a file that is there for whole.
+    file.sync_all()?;
     Ok(fs_err::rename(unfinished, path)?)
 }
 
@@ -59,8 +62,9 @@ pub(crate) fn save<T: Pod>(path: &Path, note: &Value, values: &[T]) -> Result<()
         out.write_all(part)?;
     }
     out.write_all(hashing.sha256().as_bytes())?;
-    out.flush()?;
-    drop(out);
+    out.into_inner()
+        .map_err(std::io::IntoInnerError::into_error)?
+        .sync_all()?;
     fs_err::rename(unfinished, path)?;
     Ok(())
 }

@@ -268,6 +268,7 @@ impl Factors {
         }
     }
 
+    /// Rows of A.
     pub fn rank(&self) -> usize {
         self.basis.nrows()
     }

@@ -82,6 +82,12 @@ impl Gram {
         }
     }
 
+    /// Mean square of all entries: the mean diagonal of the moment.
+    pub fn mean_square(&self) -> f64 {
+        let sum: f64 = (0..self.width()).map(|i| self.sum[(i, i)]).sum();
+        sum / (self.rows.max(1) as f64 * self.width().max(1) as f64)
+    }
+
     /// Root mean square of each entry.
     pub fn rms(&self) -> Vec<f64> {
         let rows = self.rows.max(1) as f64;

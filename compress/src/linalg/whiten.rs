@@ -27,6 +27,18 @@ impl Whitening {
     pub fn width(&self) -> usize {
         self.l.nrows()
     }
+
+    /// For vectors of which nothing is known but their mean square: every direction is alike.
+    pub fn flat(width: usize, mean_square: f64) -> Self {
+        let root = mean_square.sqrt();
+        Whitening {
+            l: Mat::from_fn(width, width, |i, j| if i == j { root } else { 0.0 }),
+            added: 0.0,
+            ridge: 0.0,
+            condition: 1.0,
+            raised: false,
+        }
+    }
 }
 
 /// Factors the Gram with a relative ridge (SVD-LLM, arXiv 2403.07378, §3.1, whose absolute ridge is replaced:

@@ -29,30 +29,38 @@ use crate::allocation::Ranks;
 #[serde(deny_unknown_fields)]
 pub struct FrontierSettings {
     /// Scalars kept of those the touched projections have, in (0, 1].
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub keep: f64,
     /// The sites to compress: `qkv`, `o`, `gate_up`, `down`.
     #[serde(default = "default_sites")]
+    #[schemars(schema_with = "super::factor::sites_schema")]
     pub sites: Vec<String>,
     /// What a site may become besides dense.
     #[serde(default)]
     pub structures: FrontierStructures,
     /// Ridge added to each input moment, relative to its mean diagonal.
     #[serde(default = "default_input_ridge")]
+    #[schemars(range(min = 0, max = 1))]
     pub input_ridge: f64,
     /// Ridge added to each gradient moment, relative to its mean diagonal.
     #[serde(default = "default_output_ridge")]
+    #[schemars(range(min = 0, max = 1))]
     pub output_ridge: f64,
     /// The most an entry of an identity block may weigh against its pivot, inputs scaled by their size; at least 1.
     #[serde(default = "default_growth")]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub growth: f64,
     /// The smallest rank.
     #[serde(default = "one")]
+    #[schemars(range(min = 1))]
     pub rank_floor: usize,
     /// Ranks are multiples of this.
     #[serde(default = "one")]
+    #[schemars(range(min = 1))]
     pub rank_step: usize,
     /// Neurons are removed in groups of this size.
     #[serde(default = "default_neuron_step")]
+    #[schemars(range(min = 1))]
     pub neuron_step: usize,
     /// Numbers of neurons at which factors of the remaining ones are tried too, between all and a quarter.
     #[serde(default = "default_neuron_sizes")]

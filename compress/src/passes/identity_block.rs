@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 pub struct IdentityBlockSettings {
     /// The most an entry of an identity block may be; at least 1.
     #[serde(default = "default_growth")]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub growth: f64,
 }
 
@@ -42,13 +43,8 @@ pub(super) const ENTRY: Entry = Entry {
     has_keep: false,
     build: |table| {
         let settings: IdentityBlockSettings = factor::settings(table)?;
-        match settings.growth >= 1.0 {
-            true => Ok(Box::new(settings) as Box<dyn Pass>),
-            false => Err(format!(
-                "`growth` is {}; it must be at least 1",
-                settings.growth
-            )),
-        }
+        factor::check_growth(settings.growth)?;
+        Ok(Box::new(settings) as Box<dyn Pass>)
     },
     schema: |generator| generator.subschema_for::<IdentityBlockSettings>(),
 };
@@ -99,6 +95,7 @@ impl Pass for IdentityBlockSettings {
 
     fn apply(
         &self,
+        config: &ModelConfig,
         plan: &LayerPlan,
         site: Site,
         _dense: &DecoderLayer,
@@ -127,19 +124,24 @@ impl Pass for IdentityBlockSettings {
         }
         let mut records = Vec::new();
         for (member, projection) in block.site_mut(site).into_iter().enumerate() {
+            // The dense map's: the layer's own may have fewer neurons.
+            let name = site.projections()[member];
+            let (out, input) = config.projection_shape(name);
             let mut record = SiteRecord {
                 layer: plan.layer,
                 site: site.name().into(),
-                projection: site.projections()[member].into(),
+                projection: name.into(),
+                shape: [out, input],
                 ..SiteRecord::default()
             };
             if let Some(shared) = &shared {
-                let (out, rank) = projection.shape();
+                let (own_out, rank) = projection.shape();
+                let own = [own_out, shared.input];
+                record.neurons = neurons(site, own, record.shape);
                 record.kind = match shared.identity {
                     true => "shared-identity-block".into(),
                     false => "shared-basis".into(),
                 };
-                record.shape = [out, shared.input];
                 record.rank = Some(rank);
                 // What is shared is counted with the first.
                 record.scalars =
@@ -151,17 +153,28 @@ impl Pass for IdentityBlockSettings {
                     *projection = made;
                     record.growth = Some(growth);
                 }
-                let (out, input) = projection.shape();
-                record.kind = projection.kind().into();
-                record.shape = [out, input];
+                let own: [usize; 2] = projection.shape().into();
+                record.neurons = neurons(site, own, record.shape);
+                record.kind = match (projection.rank(), record.neurons) {
+                    (None, Some(_)) => "pruned".into(),
+                    _ => projection.kind().into(),
+                };
                 record.rank = projection.rank();
                 record.scalars = projection.scalars();
             }
-            let [out, input] = record.shape;
             record.keep_ratio = record.scalars as f64 / (out * input) as f64;
             records.push(record);
         }
         Ok(records)
+    }
+}
+
+/// How many neurons a projection of `own` shape has, where those are not all.
+fn neurons(site: Site, own: [usize; 2], full: [usize; 2]) -> Option<usize> {
+    match site {
+        Site::Qkv | Site::O => None,
+        Site::GateUp => (own[0] != full[0]).then_some(own[0]),
+        Site::Down => (own[1] != full[1]).then_some(own[1]),
     }
 }
 

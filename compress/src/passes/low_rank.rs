@@ -27,12 +27,15 @@ use super::{Entry, Pass};
 #[serde(deny_unknown_fields)]
 pub struct LowRankSettings {
     /// Scalars kept of those the touched projections have, in (0, 1].
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub keep: f64,
     /// Ridge added to each input Gram, relative to its mean diagonal.
     #[serde(default = "default_ridge")]
+    #[schemars(range(min = 0, max = 1))]
     pub ridge: f64,
     /// The sites to factor: `qkv`, `o`, `gate_up`, `down`.
     #[serde(default = "default_sites")]
+    #[schemars(schema_with = "super::factor::sites_schema")]
     pub sites: Vec<String>,
     /// How ranks are shared out.
     #[serde(default)]

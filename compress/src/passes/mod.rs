@@ -15,7 +15,7 @@ use crate::calibration::{Moments, SiteInputs};
 use crate::error::{Error, Result};
 
 pub(crate) use factor::project;
-pub use factor::{AlternativePlan, Analysis, Losses, UnitPlan};
+pub use factor::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
 pub use frontier::FrontierSettings;
 pub use identity_block::IdentityBlockSettings;
 pub use low_rank::LowRankSettings;
@@ -35,7 +35,9 @@ pub enum Needs {
 /// The form in which a pass takes projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
+    /// Plain matrices.
     Dense,
+    /// Factors with a plain basis.
     LowRank,
 }
 
@@ -47,8 +49,10 @@ pub trait Pass: Send + Sync {
     /// The settings with every default filled in, as they go into the manifest.
     fn settings(&self) -> Value;
 
+    /// What has to be collected for it.
     fn needs(&self) -> Needs;
 
+    /// What it expects of the model; other models are refused.
     fn takes(&self) -> Takes;
 
     /// The sites it may touch.
@@ -75,12 +79,14 @@ pub trait Pass: Send + Sync {
     /// When the settings can not be met on this model.
     fn plan(&self, analyses: &[Analysis]) -> Result<Plan>;
 
-    /// Compresses one site of `block`. `dense` is the layer as it was; `inputs` are what the site now reads.
+    /// Compresses one site of `block`. `dense` is the layer as it was; `calibrated` are what the site now reads, and the
+    /// moments of the dense model.
     ///
     /// # Errors
     /// When a projection is not in the form the pass takes, or the numerics fail.
     fn apply(
         &self,
+        config: &ModelConfig,
         plan: &LayerPlan,
         site: Site,
         dense: &DecoderLayer,
@@ -92,9 +98,11 @@ pub trait Pass: Send + Sync {
 /// One matrix that is stored, or a stack of them: a projection, or the projections that share a basis.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedUnit {
+    /// Where it is.
     pub site: Site,
     /// Indices among the site's projections; more than one share a basis.
     pub members: Vec<usize>,
+    /// Its shape.
     pub matrix: Matrix,
     /// None leaves it dense.
     pub rank: Option<usize>,
@@ -112,17 +120,22 @@ impl PlannedUnit {
 /// What becomes of one layer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LayerPlan {
+    /// Which, from 0.
     pub layer: usize,
     /// The feed-forward neurons that are kept, ascending; none keeps all.
     pub neurons: Option<Vec<usize>>,
     /// What removing the others is expected to add to the loss.
     pub removal_loss: Option<f64>,
+    /// What is stored, site by site.
     pub units: Vec<PlannedUnit>,
+    /// What the analysis had to do differently for numerical reasons.
+    pub fallbacks: Vec<Fallback>,
 }
 
 /// What a pass will do to the whole model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
+    /// All of them, in order.
     pub layers: Vec<LayerPlan>,
 }
 
@@ -146,6 +159,7 @@ pub fn check_sites(passes: &[Box<dyn Pass>]) -> Result<()> {
                 what: "the recipe".into(),
                 value: format!("factoring `{}` twice", site.name()),
                 range: "one whose passes touch different sites".into(),
+                hint: "give each site to one pass by its `sites`",
             });
         }
         taken.push(*site);

@@ -26,12 +26,15 @@ use super::{Entry, Pass};
 #[serde(deny_unknown_fields)]
 pub struct SkipCatSettings {
     /// Scalars kept of those the touched projections have, in (0, 1].
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub keep: f64,
     /// Ridge added to each input Gram, relative to its mean diagonal.
     #[serde(default = "default_ridge")]
+    #[schemars(range(min = 0, max = 1))]
     pub ridge: f64,
     /// The sites to factor: `qkv`, `o`, `gate_up`, `down`.
     #[serde(default = "default_sites")]
+    #[schemars(schema_with = "super::factor::sites_schema")]
     pub sites: Vec<String>,
     /// Share one basis among q, k and v, and one between gate and up (Cat).
     #[serde(default = "yes")]
@@ -41,6 +44,7 @@ pub struct SkipCatSettings {
     pub identity: bool,
     /// The most an entry of an identity block may weigh against its pivot, inputs scaled by their size; at least 1.
     #[serde(default = "default_growth")]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub growth: f64,
     /// How ranks are shared out.
     #[serde(default)]

@@ -1,21 +1,23 @@
 //! The manifest, and what is said at the end.
 
+use burn::tensor::Device;
 use cinder_models::checkpoint::{
     CalibrationRecord, CompressedWriter, MANIFEST_SCHEMA, Manifest, SourceRecord,
 };
-use fs_err as fs;
+use cinder_models::ops;
 
 use super::walk::Timed;
-use super::{Job, Outcome, WORK, projection_scalars};
+use super::{Job, Outcome, projection_scalars};
+use crate::calibration::OWN_TEXT;
 use crate::error::Result;
 use crate::passes::Plan;
 
 /// Writes everything but the weights, and puts the output in its place.
 pub(super) fn finish(
     job: &Job<'_>,
-    source: &str,
+    device: &Device,
     plans: &[Plan],
-    writer: CompressedWriter,
+    writer: &mut CompressedWriter,
     sites: Vec<Timed>,
 ) -> Result<Outcome> {
     let checkpoint = job.checkpoint;
@@ -31,7 +33,7 @@ pub(super) fn finish(
         recipe: job.recipe.resolved(),
         source: SourceRecord {
             name: checkpoint.name(),
-            sha256: source.to_owned(),
+            sha256: checkpoint.sha256()?,
             stored_as: checkpoint.stored_as(),
             bytes_on_disk: checkpoint.tensors().iter().map(|(_, i)| i.bytes).sum(),
         },
@@ -44,12 +46,18 @@ pub(super) fn finish(
                 window: text.windows.ids[0].len(),
                 seed: settings.seed,
                 bos_ids: text.bos_ids.clone(),
-                draw: settings.draw.name().into(),
+                // The model's own text is not drawn from any.
+                draw: match settings.corpus == OWN_TEXT {
+                    true => String::new(),
+                    false => settings.draw.name().into(),
+                },
                 windows_from: text.windows.sources.clone(),
                 window_indices: Vec::new(),
             })
             .unwrap_or_default(),
         threads: job.threads,
+        device: ops::device_name(device),
+        instructions: ops::instructions(),
         dtype: dtype.name().into(),
         projection_scalars_before: before,
         projection_scalars_after: after,
@@ -62,24 +70,21 @@ pub(super) fn finish(
         files: Vec::new(),
         tensors: Vec::new(),
     };
-    let tokens = manifest.calibration.windows * manifest.calibration.window;
-    let warnings = warnings(&manifest, tokens);
-    let own = writer.folder().join(WORK);
-    let (manifest, directory_bytes) =
-        writer.finish(checkpoint, manifest, &mut || Ok(fs::remove_dir_all(&own)?))?;
+    let (manifest, directory_bytes) = writer.finish(checkpoint, manifest)?;
     Ok(Outcome {
+        warnings: warnings(&manifest),
         manifest,
         out: job.out.into(),
         directory_bytes,
         seconds: 0.0,
         stages: Vec::new(),
         site_seconds,
-        warnings,
     })
 }
 
 /// What the user should know besides the numbers.
-fn warnings(manifest: &Manifest, tokens: usize) -> Vec<String> {
+pub(super) fn warnings(manifest: &Manifest) -> Vec<String> {
+    let tokens = manifest.calibration.windows * manifest.calibration.window;
     let mut warnings = Vec::new();
     let factored = manifest.sites.iter().filter(|s| s.rank.is_some());
     let widest = factored.map(|s| s.shape[1]).max();

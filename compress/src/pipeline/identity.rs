@@ -11,19 +11,39 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Drift`] naming what differs; [`Error::Work`] when the file can not be read; I/O errors.
-pub(crate) fn check_identity(path: &Path, identity: &Value) -> Result<()> {
+pub fn check_identity(path: &Path, identity: &Value) -> Result<()> {
     if !path.exists() {
         return write_whole(path, format!("{identity:#}\n").as_bytes());
     }
-    let before: Value = read_json(path)?;
+    require_same(
+        path.parent().unwrap_or(path),
+        &read_identity(path)?,
+        identity,
+    )
+}
+
+/// What [`check_identity`] wrote.
+///
+/// # Errors
+/// [`Error::Work`] when the file can not be read; I/O errors.
+pub fn read_identity(path: &Path) -> Result<Value> {
+    read_json(path)
+}
+
+/// Compares what an earlier run went by with what is asked for `now`; `place` is where the earlier one left its files.
+///
+/// # Errors
+/// [`Error::Drift`] naming what differs.
+pub fn require_same(place: &Path, before: &Value, now: &Value) -> Result<()> {
     // As it would be read back: numbers have one way to be written.
-    let now: Value = serde_json::from_str(&identity.to_string()).unwrap_or_default();
+    let read_back =
+        |v: &Value| -> Value { serde_json::from_str(&v.to_string()).unwrap_or_default() };
     let mut changes = Vec::new();
-    differences("", &before, &now, &mut changes);
+    differences("", &read_back(before), &read_back(now), &mut changes);
     match changes.is_empty() {
         true => Ok(()),
         false => Err(Error::Drift {
-            path: path.parent().unwrap_or(path).into(),
+            path: place.into(),
             changes: changes.join(", "),
         }),
     }

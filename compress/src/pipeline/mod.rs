@@ -12,15 +12,18 @@
 mod finish;
 mod identity;
 mod inputs;
+mod resume;
 mod walk;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use cinder_models::checkpoint::{CompressedWriter, Manifest, ProjectionInfo, sha256};
+use cinder_models::checkpoint::{
+    CompressedWriter, DirectoryLock, Manifest, OutputDirectory, ProjectionInfo, sha256,
+};
 use cinder_models::progress::Progress;
-use cinder_models::{Checkpoint, ModelConfig, Precision};
+use cinder_models::{Checkpoint, ModelConfig, Precision, ops};
 use fs_err as fs;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -30,13 +33,15 @@ use crate::error::{Error, Result};
 use crate::passes::{Analysis, Needs, Pass, Plan, Takes, touched_scalars};
 use crate::recipe::Recipe;
 
-pub(crate) use identity::check_identity;
+pub use identity::{check_identity, read_identity, require_same};
+pub use resume::{Earlier, check_resume, finished};
 
 /// The calibration text of a run.
 #[derive(Debug, Clone)]
 pub struct CalibrationText {
     /// Name and SHA-256.
     pub corpus: (String, String),
+    /// What goes through the model.
     pub windows: Windows,
     /// What the tokenizer puts before a text.
     pub bos_ids: Vec<u32>,
@@ -44,25 +49,33 @@ pub struct CalibrationText {
 
 /// Everything one compression needs.
 pub struct Job<'a> {
+    /// The model.
     pub checkpoint: &'a Checkpoint,
+    /// What to do with it.
     pub recipe: &'a Recipe,
     /// None where no pass needs any.
     pub text: Option<&'a CalibrationText>,
+    /// The directory to make.
     pub out: &'a Path,
+    /// Replace an earlier output there.
     pub overwrite: bool,
     /// Go on with an interrupted run.
     pub resume: bool,
     /// Where statistics and analyses are kept for later runs; none keeps them with the unfinished output, and removes
     /// them with it.
     pub work: Option<&'a Path>,
+    /// Cinder's version, for the manifest.
     pub tool_version: String,
+    /// Threads of the pool that everything runs on, for the manifest: the number decides how sums are split.
     pub threads: usize,
 }
 
 /// What came of a compression.
 #[derive(Debug, Clone)]
 pub struct Outcome {
+    /// What was written as `cinder.json`.
     pub manifest: Manifest,
+    /// The directory.
     pub out: PathBuf,
     /// Bytes of all files of the written directory.
     pub directory_bytes: u64,
@@ -72,6 +85,7 @@ pub struct Outcome {
     pub stages: Vec<(&'static str, f64)>,
     /// Wall time spent on each of the manifest's sites, as far as this process did it.
     pub site_seconds: Vec<Option<f64>>,
+    /// What the user should know besides, each a sentence.
     pub warnings: Vec<String>,
 }
 
@@ -79,28 +93,56 @@ pub struct Outcome {
 ///
 /// # Errors
 /// Before any work: an existing output, a model the passes do not take, a plan that can not be met. Later: whatever a pass
-/// or the disk reports; an output that is not finished is removed, with what was kept beside it to resume from.
+/// or the disk reports. What an error of the disk interrupts is kept to be gone on with ([`Error::Stopped`]); after any
+/// other, which would come again, an output that is not finished is removed.
 pub fn compress(job: &Job<'_>, device: &Device, progress: &dyn Progress) -> Result<Outcome> {
     let start = Instant::now();
-    let config = job.checkpoint.config();
-    require_form(job.checkpoint, &job.recipe.passes)?;
-    if let Some(text) = job.text {
-        check_window(config, text.windows.ids[0].len())?;
+    check(job.checkpoint, job.recipe)?;
+    check_places(job.checkpoint, job.out, job.work)?;
+    if job.resume && check_resume(job, device)? == Earlier::Finished {
+        return finished(job.out);
     }
-    // What can not be planned should fail before anything slow.
-    shape_plans(&job.recipe.passes, config)?;
-    let writer = writer(job)?;
-    let source = job.checkpoint.sha256()?;
-    let identity = run_identity(job, &source);
-    let own = writer.folder().join(WORK);
-    fs::create_dir_all(&own)?;
-    check_identity(&own.join("run.json"), &identity)?;
-    let work = job.work.map_or_else(|| own.clone(), Path::to_owned);
+    let mut writer = resume::writer(job)?;
+    fs::create_dir_all(writer.work())?;
+    check_identity(
+        &writer.work().join(resume::RUN_FILE),
+        &resume::run_identity(job, device)?,
+    )?;
+    let mut outcome = match stages(job, &mut writer, device, progress) {
+        Ok(outcome) => outcome,
+        Err(error) if error.may_pass() => {
+            writer.keep();
+            return Err(Error::Stopped {
+                error: Box::new(error),
+            });
+        }
+        Err(error) => {
+            writer.discard();
+            return Err(error);
+        }
+    };
+    outcome.seconds = start.elapsed().as_secs_f64();
+    Ok(outcome)
+}
 
+/// Everything that takes long.
+fn stages(
+    job: &Job<'_>,
+    writer: &mut CompressedWriter,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
+    let own = writer.work().to_owned();
+    let work = job.work.unwrap_or(&own);
+    fs::create_dir_all(work)?;
+    let _lock = match job.work {
+        Some(work) => Some(DirectoryLock::take(work)?),
+        None => None,
+    };
     let mut stages = Vec::new();
     let mut stage = |name, since: Instant| stages.push((name, since.elapsed().as_secs_f64()));
     let since = Instant::now();
-    let statistics = collect(job, &work, &source, device, progress)?;
+    let statistics = collect(job, work, device, progress)?;
     stage("statistics", since);
     let since = Instant::now();
     let mut analyses = Vec::new();
@@ -127,55 +169,11 @@ pub fn compress(job: &Job<'_>, device: &Device, progress: &dyn Progress) -> Resu
         device,
         progress,
     };
-    let mut writer = writer;
-    let sites = walk.run(&mut writer)?;
+    let sites = walk.run(writer)?;
     stage("compression", since);
-    let mut outcome = finish::finish(job, &source, &plans, writer, sites)?;
-    outcome.seconds = start.elapsed().as_secs_f64();
+    let mut outcome = finish::finish(job, device, &plans, writer, sites)?;
     outcome.stages = stages;
     Ok(outcome)
-}
-
-/// Where an unfinished output keeps what it can be resumed from.
-const WORK: &str = "work";
-
-/// Whether a run for this output was interrupted and can be gone on with.
-pub fn interrupted(out: &Path) -> bool {
-    let mut partial = out.components().collect::<PathBuf>().into_os_string();
-    partial.push(".partial");
-    Path::new(&partial).join(WORK).join("run.json").is_file()
-}
-
-fn writer(job: &Job<'_>) -> Result<CompressedWriter> {
-    let (layers, dtype) = (job.checkpoint.config().layers, job.recipe.output.dtype);
-    if !job.resume {
-        return Ok(CompressedWriter::create(
-            job.out,
-            layers,
-            dtype,
-            job.overwrite,
-        )?);
-    }
-    let writer = match interrupted(job.out) {
-        true => CompressedWriter::resume(job.out, layers, dtype, job.overwrite)?,
-        false => None,
-    };
-    writer.ok_or_else(|| Error::NothingToResume {
-        path: job.out.into(),
-    })
-}
-
-/// Everything that decides the bytes of the output.
-fn run_identity(job: &Job<'_>, source: &str) -> Value {
-    json!({
-        "tool_version": job.tool_version,
-        "model": source,
-        "recipe": job.recipe.resolved(),
-        "text": job.text.map(|t| json!({
-            "corpus": t.corpus.0, "corpus_sha256": t.corpus.1, "tokens_sha256": t.windows.sha256,
-        })),
-        "threads": job.threads,
-    })
 }
 
 /// Statistics with the identity they go by.
@@ -185,13 +183,12 @@ struct Collected {
 }
 
 /// Raised when the files of statistics or analyses change their meaning.
-const STATISTICS_LAYOUT: u32 = 1;
+const STATISTICS_LAYOUT: u32 = 2;
 
 /// Collects the statistics that the passes need, in a folder of their own by what decides them.
 fn collect(
     job: &Job<'_>,
     work: &Path,
-    source: &str,
     device: &Device,
     progress: &dyn Progress,
 ) -> Result<Option<Collected>> {
@@ -205,12 +202,14 @@ fn collect(
     let identity = json!({
         "layout": STATISTICS_LAYOUT,
         "tool_version": job.tool_version,
-        "model": source,
+        "model": job.checkpoint.sha256()?,
         "tokens_sha256": text.windows.sha256,
         "window": text.windows.ids[0].len(),
         "gradients": settings.gradients,
         "seed": settings.seed,
         "threads": job.threads,
+        "device": ops::device_name(device),
+        "instructions": ops::instructions(),
     });
     let folder = work.join(format!("statistics-{}", short_hash(&identity)));
     let store = Statistics::open(&folder, &identity)?;
@@ -370,6 +369,31 @@ pub fn require_form(checkpoint: &Checkpoint, passes: &[Box<dyn Pass>]) -> Result
     }
 }
 
+/// Refuses what can not be done, from shapes alone: before anything slow.
+///
+/// # Errors
+/// As [`require_form`]; [`Error::Setting`] for calibration windows longer than the model's context, and when a plan that
+/// follows from shapes can not be met.
+pub fn check(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<()> {
+    require_form(checkpoint, &recipe.passes)?;
+    if let Some(calibration) = recipe.used_calibration() {
+        check_window(checkpoint.config(), calibration.window)?;
+    }
+    shape_plans(&recipe.passes, checkpoint.config()).map(drop)
+}
+
+/// Refuses places for the output and the work folder that are in each other's way, or in the model's.
+///
+/// # Errors
+/// [`cinder_models::Error::Output`].
+pub fn check_places(checkpoint: &Checkpoint, out: &Path, work: Option<&Path>) -> Result<()> {
+    OutputDirectory::spare(out, checkpoint.path())?;
+    match work {
+        Some(work) => Ok(OutputDirectory::keep_apart(out, work)?),
+        None => Ok(()),
+    }
+}
+
 fn check_window(config: &ModelConfig, window: usize) -> Result<()> {
     match window <= config.max_context {
         true => Ok(()),
@@ -377,6 +401,7 @@ fn check_window(config: &ModelConfig, window: usize) -> Result<()> {
             what: "`window` of the calibration".into(),
             value: format!("{window} tokens"),
             range: format!("at most the model's context of {}", config.max_context),
+            hint: "lower it in the recipe's `[calibration]`",
         }),
     }
 }

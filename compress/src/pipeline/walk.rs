@@ -48,33 +48,26 @@ impl Walk<'_> {
         let config = self.job.checkpoint.config();
         let mut sites = Vec::new();
         self.progress.start("compressing", config.layers as u64 + 1);
-        if self.adopt(writer, "frame")?.is_none() {
-            let shard = writer.write_frame(self.job.checkpoint)?;
-            self.remember("frame", shard, Vec::new())?;
+        match self.done(writer, "frame")? {
+            Some(done) => writer.adopt(done.shard),
+            None => {
+                let shard = writer.write_frame(self.job.checkpoint)?;
+                self.remember("frame", shard, Vec::new())?;
+            }
         }
         self.progress.advance(1);
         let mut propagated = self.propagate().then(|| Propagated {
             rotary: self.rotary(),
             hidden: None,
         });
+        let earlier = self.earlier(writer)?;
         // Layers that do not depend on each other are made a few at a time.
         let mut ahead = VecDeque::new();
-        for layer in 0..config.layers {
-            let name = format!("layer-{layer:05}");
-            // The next layer's inputs must be there too, where layers depend on those before them.
-            let resumable = propagated.is_none()
-                || layer + 1 == config.layers
-                || self.states(layer + 1).exists();
-            let later = || (layer + 2..config.layers).any(|l| self.states(l).exists());
-            if (resumable || later())
-                && let Some(done) = self.adopt(writer, &name)?
-            {
+        for (layer, done) in earlier.into_iter().enumerate() {
+            if let Some(done) = done {
+                writer.adopt(done.shard);
                 sites.extend(done.sites.into_iter().map(|site| (site, None)));
                 ahead.pop_front();
-                // What was on its way came from before this layer.
-                if let Some(propagated) = &mut propagated {
-                    propagated.hidden = None;
-                }
                 self.progress.advance(1);
                 continue;
             }
@@ -104,7 +97,7 @@ impl Walk<'_> {
             }
             let shard = writer.write_layer(layer, &block)?;
             let (records, seconds): (Vec<_>, Vec<_>) = timed.into_iter().unzip();
-            let records = self.remember(&name, shard, records)?;
+            let records = self.remember(&layer_name(layer), shard, records)?;
             if propagated.is_some() && self.states(layer).exists() {
                 fs::remove_file(self.states(layer))?;
             }
@@ -191,7 +184,8 @@ impl Walk<'_> {
                 let calibrated = inputs
                     .as_ref()
                     .zip(moments.as_ref().map(|m| m as &dyn Moments));
-                records = pass.apply(plan, site, &dense, &mut block, calibrated)?;
+                let config = self.job.checkpoint.config();
+                records = pass.apply(config, plan, site, &dense, &mut block, calibrated)?;
             }
             changed = records.iter().any(|r| r.kind != "dense");
             if let Some((stream, _)) = &mut stream {
@@ -227,13 +221,29 @@ impl Walk<'_> {
         }))
     }
 
-    fn adopt(&self, writer: &mut CompressedWriter, name: &str) -> Result<Option<Done>> {
+    /// The layers that an interrupted run has made and that need not be made again.
+    fn earlier(&self, writer: &CompressedWriter) -> Result<Vec<Option<Done>>> {
+        let layers = self.job.checkpoint.config().layers;
+        let mut earlier = (0..layers)
+            .map(|layer| self.done(writer, &layer_name(layer)))
+            .collect::<Result<Vec<_>>>()?;
+        let made = earlier.iter().take_while(|done| done.is_some()).count();
+        if self.propagate() && made < layers {
+            // What is missing reads what the layers before it give: all is made again from where that is known.
+            let known = (1..=made).rev().find(|l| self.states(*l).exists());
+            earlier[known.unwrap_or(0)..].fill_with(|| None);
+        }
+        Ok(earlier)
+    }
+
+    /// What an interrupted run noted of a shard, if the shard is there.
+    fn done(&self, writer: &CompressedWriter, name: &str) -> Result<Option<Done>> {
         let path = self.work.join(format!("{name}.json"));
         if !self.job.resume || !path.is_file() {
             return Ok(None);
         }
         let done: Done = read_json(&path)?;
-        Ok(writer.adopt(done.shard.clone())?.then_some(done))
+        Ok(writer.holds(&done.shard)?.then_some(done))
     }
 
     /// Notes that a shard is done. The records are returned as they will be read by a run that goes on: JSON may move a
@@ -250,6 +260,10 @@ impl Walk<'_> {
         let done: Done = read_json(&path)?;
         Ok(done.sites)
     }
+}
+
+fn layer_name(layer: usize) -> String {
+    format!("layer-{layer:05}")
 }
 
 /// The windows on their way through the compressed layers.

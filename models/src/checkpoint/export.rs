@@ -30,7 +30,7 @@ const SHARD_BYTES: u64 = 5_000_000_000;
 /// bytes written.
 ///
 /// # Errors
-/// [`Error::Output`](crate::Error::Output) when `out` exists and `overwrite` is false; otherwise those of reading the model.
+/// [`Error::Output`](crate::Error::Output) when `out` exists and `overwrite` is false, or holds the model itself; otherwise those of reading the model.
 pub fn export_dense(
     checkpoint: &Checkpoint,
     out: &Path,
@@ -39,7 +39,8 @@ pub fn export_dense(
     device: &Device,
     progress: &dyn Progress,
 ) -> Result<u64> {
-    let output = OutputDirectory::create(out, overwrite)?;
+    OutputDirectory::spare(out, checkpoint.path())?;
+    let mut output = OutputDirectory::create(out, overwrite)?;
     // First, because a tokenizer that can not be made should not cost the time of writing weights.
     let companions = checkpoint.companions()?;
     let slot = ErrorSlot::default();

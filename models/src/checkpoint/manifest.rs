@@ -1,7 +1,7 @@
 //! `cinder.json`: what a compressed directory says of itself.
 //!
-//! It holds nothing that differs between two runs with the same inputs, settings, seed and thread
-//! count (no dates, no timings), so that such runs give the same bytes.
+//! It holds nothing that differs between two runs with the same inputs, settings, seed, thread count and
+//! instructions (no dates, no timings), so that such runs give the same bytes.
 
 use std::path::Path;
 
@@ -25,6 +25,12 @@ pub struct Manifest {
     pub source: SourceRecord,
     pub calibration: CalibrationRecord,
     pub threads: usize,
+    /// What it was computed on, and the CPU's [instructions](crate::ops::instructions): they decide how sums are rounded.
+    /// Empty in manifests that do not say.
+    #[serde(default)]
+    pub device: String,
+    #[serde(default)]
+    pub instructions: String,
     /// Type the tensors are stored in.
     pub dtype: String,
     /// Scalars of the decoder projections before and after; biases not counted.
@@ -71,7 +77,8 @@ pub struct CalibrationRecord {
     pub seed: u64,
     /// What the tokenizer put before the text of its own accord.
     pub bos_ids: Vec<u32>,
-    /// How the windows were drawn: `documents`, `text` or `even`; empty in manifests that do not say.
+    /// How the windows were drawn: `documents`, `text` or `even`; empty where the model wrote them, and in manifests that
+    /// do not say.
     #[serde(default)]
     pub draw: String,
     /// What each window is made of.

@@ -12,6 +12,7 @@ mod huggingface;
 mod latent;
 mod lazy;
 mod load;
+mod lock;
 mod manifest;
 mod names;
 mod native;
@@ -34,6 +35,7 @@ pub use export::export_dense;
 pub use hash::{Hashing, sha256, sha256_file, sha256_reader};
 pub use huggingface::{INDEX_FILE, SINGLE_FILE};
 pub use load::Frame;
+pub use lock::DirectoryLock;
 pub use manifest::{
     CalibrationRecord, FileRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, Piece, SiteRecord,
     SourceRecord, TensorRecord,

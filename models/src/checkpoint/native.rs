@@ -28,7 +28,8 @@ pub struct ShardRecord {
     pub tensor_bytes: u64,
 }
 
-/// A compressed directory in the making. Dropped before [`CompressedWriter::finish`], it leaves nothing.
+/// A compressed directory in the making. Dropped before [`CompressedWriter::finish`], it leaves nothing, unless it is
+/// [kept](CompressedWriter::keep).
 pub struct CompressedWriter {
     output: OutputDirectory,
     dtype: StoredDtype,
@@ -76,23 +77,33 @@ impl CompressedWriter {
         }
     }
 
-    /// Where the directory is written until it is finished.
-    pub fn folder(&self) -> &Path {
-        self.output.path()
+    /// A folder for what a later run can go on with, gone when the directory is finished. It may have to be created.
+    pub fn work(&self) -> &Path {
+        self.output.work()
     }
 
-    /// Takes a shard that an interrupted run has written. False, and nothing is taken, when the file is not what the
-    /// record says.
+    /// Leaves what is written when this is dropped, to be resumed.
+    pub fn keep(&mut self) {
+        self.output.keep();
+    }
+
+    /// Removes what is written when this is dropped, even if it was resumed.
+    pub fn discard(&mut self) {
+        self.output.discard();
+    }
+
+    /// Whether the shard that an interrupted run has written is what the record says.
     ///
     /// # Errors
     /// Those of reading the file.
-    pub fn adopt(&mut self, shard: ShardRecord) -> Result<bool> {
+    pub fn holds(&self, shard: &ShardRecord) -> Result<bool> {
         let path = self.output.path().join(&shard.file.name);
-        if !path.is_file() || sha256_file(&path)? != shard.file.sha256 {
-            return Ok(false);
-        }
+        Ok(path.is_file() && sha256_file(&path)? == shard.file.sha256)
+    }
+
+    /// Takes a shard that is [there](CompressedWriter::holds) already.
+    pub fn adopt(&mut self, shard: ShardRecord) {
         self.add(shard);
-        Ok(true)
     }
 
     /// Writes one layer's shard.
@@ -175,16 +186,15 @@ impl CompressedWriter {
     }
 
     /// Writes everything but the weights and puts the directory in its place. `manifest` receives the
-    /// records of files and tensors, and is returned with the bytes of the whole directory. `before_commit` runs when
-    /// all is written, to remove what the directory should not keep.
+    /// records of files and tensors, and is returned with the bytes of the whole directory. Nothing can be written after
+    /// that.
     ///
     /// # Errors
-    /// [`Error::Request`] when shards are missing; those of `before_commit`; I/O errors.
+    /// [`Error::Request`] when shards are missing; [`Error::Output`] when something has come in the way; I/O errors.
     pub fn finish(
-        mut self,
+        &mut self,
         checkpoint: &Checkpoint,
         mut manifest: Manifest,
-        before_commit: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Manifest, u64)> {
         if self.files.len() != self.shards {
             return Err(Error::Request(format!(
@@ -207,15 +217,14 @@ impl CompressedWriter {
         self.files
             .push(self.output.write(INDEX_FILE, index.as_bytes())?);
 
-        manifest.files = self.files;
-        manifest.tensors = self.tensors;
+        manifest.files = self.files.clone();
+        manifest.tensors = self.tensors.clone();
         let mut bytes: u64 = manifest.files.iter().map(|f| f.bytes).sum();
         let json = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from)?;
         bytes += self
             .output
             .write(MANIFEST_FILE, format!("{json}\n").as_bytes())?
             .bytes;
-        before_commit()?;
         self.output.commit()?;
         Ok((manifest, bytes))
     }

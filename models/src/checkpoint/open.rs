@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Device;
 
@@ -57,6 +57,8 @@ pub struct Checkpoint {
     files: Vec<PathBuf>,
     manifest: Option<Manifest>,
     gguf: Option<Arc<GgufSource>>,
+    /// Known once it was asked for: hashing a large model takes minutes.
+    sha256: OnceLock<String>,
 }
 
 impl Checkpoint {
@@ -121,6 +123,7 @@ impl Checkpoint {
             files,
             manifest,
             gguf: None,
+            sha256: OnceLock::new(),
         })
     }
 
@@ -134,6 +137,7 @@ impl Checkpoint {
             files: vec![path.into()],
             manifest: None,
             gguf: Some(gguf),
+            sha256: OnceLock::new(),
         })
     }
 
@@ -228,7 +232,11 @@ impl Checkpoint {
 
     /// SHA-256 over the files that make the model: weights, configuration, tokenizer.
     pub fn sha256(&self) -> Result<String> {
-        sha256_files(&self.files)
+        if let Some(known) = self.sha256.get() {
+            return Ok(known.clone());
+        }
+        let sha256 = sha256_files(&self.files)?;
+        Ok(self.sha256.get_or_init(|| sha256).clone())
     }
 
     /// The model's own tokenizer.

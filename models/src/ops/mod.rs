@@ -32,7 +32,7 @@ mod simd;
 mod tests;
 
 use burn::backend::{Dispatch, DispatchDevice};
-use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 pub use attention::latent::ValueForm;
 pub(crate) use attention::latent::{Expansion, LateExpansion, Stored, Values, WeightForm};
@@ -45,6 +45,7 @@ pub use elementwise::log_sum_exp;
 pub use machine::{Machine, machine};
 pub use mapped::MappedFile;
 pub use profile::{Op, profile};
+pub use simd::instructions;
 
 use attention::latent::LatentAttention;
 use flex::DecoderOps;
@@ -57,6 +58,14 @@ use crate::decoder::KeyRotary;
 fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     let device = x.device();
     !device.is_autodiff() && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// A device as records name it: `cpu`, or what its backend calls it.
+pub fn device_name(device: &Device) -> String {
+    match device.as_dispatch() {
+        DispatchDevice::Flex(_) => "cpu".into(),
+        other => format!("{other:?}"),
+    }
 }
 
 /// Whether a tensor is one that our kernels take: f32 on the plain CPU backend.

@@ -1,7 +1,7 @@
 //! The calibration text of a recipe, from its name to windows of tokens.
 
 use anyhow::Result;
-use cinder::compress::calibration::{Draw, OwnText, Tokens, draw_windows, own_text};
+use cinder::compress::calibration::{Draw, OWN_TEXT, OwnText, Tokens, draw_windows, own_text};
 use cinder::compress::passes::Needs;
 use cinder::compress::pipeline::CalibrationText;
 use cinder::compress::recipe::{Calibration, Recipe};
@@ -12,8 +12,6 @@ use rayon::prelude::*;
 
 use crate::cli::context::Context;
 
-/// The corpus that the model writes itself.
-pub const OWN_TEXT: &str = "self";
 /// Bytes that the KV cache may take while the model writes; more windows side by side are faster.
 const OWN_TEXT_CACHE: u64 = 1 << 30;
 const OWN_TEXT_BATCH: u64 = 32;

@@ -3,26 +3,21 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cinder::compress::passes::{Needs, PlannedUnit, touched_scalars};
-use cinder::compress::pipeline::{projection_scalars, require_form, shape_plans};
+use cinder::compress::allocation::Rung;
+use cinder::compress::calibration::OWN_TEXT;
+use cinder::compress::passes::{Needs, Pass, PlannedUnit, touched_scalars};
+use cinder::compress::pipeline::{check, projection_scalars, shape_plans};
 use cinder::compress::recipe::{Calibration, Propagate, Recipe};
 use cinder::models::checkpoint::Checkpoint;
-use cinder::models::{Precision, ops};
+use cinder::models::{Precision, Site, ops};
 use serde_json::{Value, json};
 
-use super::calibration::{OWN_TEXT, own_text_batch};
+use super::calibration::own_text_batch;
 use crate::cli::context::Context;
 use crate::cli::format::{bytes, count, table};
 
-/// Refuses what can not be done, before anything slow.
-pub fn check(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<()> {
-    require_form(checkpoint, &recipe.passes)?;
-    shape_plans(&recipe.passes, checkpoint.config())?;
-    Ok(())
-}
-
 pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Result<ExitCode> {
-    require_form(checkpoint, &recipe.passes)?;
+    check(checkpoint, recipe)?;
     let config = checkpoint.config();
     let plans = shape_plans(&recipe.passes, config)?;
     let before = config.dense_projection_scalars();
@@ -35,6 +30,10 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
     let bytes_after = (checkpoint.parameters() + after - stored) * width;
     let memory = memory_estimate(checkpoint, recipe);
     let seconds = time_estimate(checkpoint, recipe);
+    let (each, disk) = (
+        analysis_bytes(checkpoint, recipe),
+        statistics_bytes(checkpoint, recipe),
+    );
 
     let units: Vec<(usize, &PlannedUnit)> = plans
         .iter()
@@ -82,6 +81,8 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
         "bytes_before": bytes_before,
         "bytes_after": bytes_after,
         "peak_memory_bytes_estimate": memory,
+        "analysis_bytes_per_layer": each,
+        "statistics_disk_bytes_estimate": disk,
         "seconds_estimate": seconds,
         "sites": sites,
     });
@@ -95,7 +96,7 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
     let text = format!(
         "plan for {} by recipe `{}` (nothing is written)\n\n{plan}\n\n\
          keep ratio {:.4}: {} of {} scalars{}\nweights as {}: {} before, {} after\n\
-         calibration: {calibration}\nmemory: about {} at the peak\ntime: about {} on this machine",
+         calibration: {calibration}\nmemory: about {} at the peak{}\ntime: about {} on this machine",
         checkpoint.name(),
         recipe.name,
         after as f64 / before as f64,
@@ -106,6 +107,7 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
         bytes(bytes_before),
         bytes(bytes_after),
         bytes(memory),
+        depth(each, disk),
         minutes(seconds),
     );
     context.printer.result(&value, &text)?;
@@ -123,6 +125,63 @@ fn budget(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     config.dense_projection_scalars() - saved.sum::<u64>()
 }
 
+/// What grows with the model's depth.
+fn depth(each: u64, disk: u64) -> String {
+    match (each, disk) {
+        (_, 0) => String::new(),
+        (0, disk) => format!("\ndisk: about {} for statistics", bytes(disk)),
+        (each, disk) => format!(
+            "; while all layers are planned, {} for each of them\ndisk: about {} for statistics",
+            bytes(each),
+            bytes(disk)
+        ),
+    }
+}
+
+/// Memory that planning takes for each layer: a loss for every rank of every alternative, and what the allocator makes of
+/// it. None where shapes decide.
+fn analysis_bytes(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
+    let c = checkpoint.config();
+    let planned = recipe.passes.iter().filter(|p| !p.plans_from_shapes());
+    let of_pass = |pass: &dyn Pass| -> usize {
+        let ranks = |site: &Site| -> usize {
+            let shapes = site
+                .projections()
+                .iter()
+                .map(|name| c.projection_shape(name));
+            shapes.map(|(out, input)| out.min(input) + 1).sum()
+        };
+        let ranks: usize = pass.sites().iter().map(ranks).sum();
+        let sizes = pass.settings()["neuron_sizes"].as_u64().unwrap_or(0) as usize;
+        // Separate and shared, and each number of neurons.
+        ranks * (2 + sizes) * (size_of::<f64>() + size_of::<Rung>())
+    };
+    planned.map(|pass| of_pass(&**pass) as u64).sum()
+}
+
+/// Moments on disk: half of each, they are symmetric.
+fn statistics_bytes(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
+    let c = checkpoint.config();
+    let moment = |width: usize| (width * (width + 1) / 2 * size_of::<f64>()) as u64;
+    let of_site = |site: &Site| {
+        let shapes = || {
+            site.projections()
+                .iter()
+                .map(|name| c.projection_shape(name))
+        };
+        let input = shapes().next().map_or(0, |(_, input)| moment(input));
+        let gradients = match recipe.needs() {
+            Needs::Gradients => shapes().map(|(out, _)| moment(out)).sum(),
+            _ => 0,
+        };
+        input + gradients
+    };
+    match recipe.needs() {
+        Needs::Nothing => 0,
+        _ => c.layers as u64 * Site::ALL.iter().map(of_site).sum::<u64>(),
+    }
+}
+
 fn minutes(seconds: f64) -> String {
     match seconds < 90.0 {
         true => format!("{seconds:.0} s"),
@@ -131,7 +190,7 @@ fn minutes(seconds: f64) -> String {
 }
 
 /// The largest of: the whole model with its KV cache while it writes its own text; the frame, twice where a loss is taken;
-/// a block with what its statistics need.
+/// a block with what its statistics need; the analyses of all layers while they are planned.
 fn memory_estimate(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     let c = checkpoint.config();
     let square = |n: usize| (n * n * 8) as u64;
@@ -152,7 +211,8 @@ fn memory_estimate(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
         Propagate::None => 2 * hidden,
         _ => 3 * hidden + (tokens * widest * 4) as u64,
     };
-    let walk = frame.max(states + 4 * block + moments);
+    let planning = c.layers as u64 * analysis_bytes(checkpoint, recipe);
+    let walk = frame.max(states + 4 * block + moments).max(planning);
     if calibration.corpus != OWN_TEXT {
         return walk;
     }

@@ -2,12 +2,16 @@
 
 mod calibration;
 mod dry_run;
+mod recipe;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cinder::compress::pipeline::{Job, Outcome, compress, interrupted};
+use cinder::compress::calibration::OWN_TEXT;
+use cinder::compress::pipeline::{
+    Earlier, Job, Outcome, check, check_places, check_resume, compress, finished,
+};
 use cinder::compress::recipe::Recipe;
 use cinder::models::checkpoint::OutputDirectory;
 use serde_json::{Value, json};
@@ -16,7 +20,7 @@ use super::context::{Context, Usage};
 use super::format::{bytes, count};
 
 pub use calibration::calibration_text;
-pub use dry_run::check;
+pub use recipe::read_recipe;
 
 /// Make a smaller model by the passes of a recipe
 ///
@@ -87,8 +91,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         )
         .into());
     };
-    let mut recipe = Recipe::read(recipe, args.keep)?;
-    recipe.override_calibration(args.calibration.as_deref(), context.seed);
+    let recipe = read_recipe(context, recipe, args.keep, args.calibration.as_deref())?;
     let checkpoint = context.open(model)?;
     if args.dry_run {
         return dry_run::run(context, &checkpoint, &recipe);
@@ -96,19 +99,20 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let Some(out) = &args.out else {
         anyhow::bail!("`--out` is missing");
     };
-    // Before anything slow: an output that can not be written should fail now.
-    OutputDirectory::check(out, args.overwrite)?;
-    dry_run::check(&checkpoint, &recipe)?;
-    let text = calibration_text(context, &checkpoint, &recipe)?;
-    if !args.resume && interrupted(out) {
-        context
-            .printer
-            .warn("an interrupted run is thrown away; `--resume` would have gone on with it");
+    // Before anything slow: what can not be done or not be written should fail now.
+    let earlier = Earlier::of(out);
+    if args.resume && earlier == Earlier::Nothing {
+        return Err(nothing_to_resume("run", out).into());
     }
-    let job = Job {
+    if !(args.resume && earlier == Earlier::Finished) {
+        OutputDirectory::check(out, args.overwrite)?;
+    }
+    check_places(&checkpoint, out, args.work.as_deref())?;
+    check(&checkpoint, &recipe)?;
+    let mut job = Job {
         checkpoint: &checkpoint,
         recipe: &recipe,
-        text: text.as_ref(),
+        text: None,
         out,
         overwrite: args.overwrite,
         resume: args.resume,
@@ -116,7 +120,32 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         tool_version: env!("CARGO_PKG_VERSION").into(),
         threads: context.threads,
     };
-    let outcome = compress(&job, &context.device, &context.printer)?;
+    if args.resume {
+        check_resume(&job, &context.device)?;
+    } else if earlier == Earlier::Interrupted {
+        context
+            .printer
+            .warn("an interrupted run is thrown away; `--resume` would have gone on with it");
+    }
+    let own_text = recipe
+        .calibration
+        .as_ref()
+        .is_some_and(|c| c.corpus == OWN_TEXT);
+    let done = args.resume && earlier == Earlier::Finished;
+    // What the model would write follows from what was compared already.
+    let text = match done && own_text {
+        true => None,
+        false => calibration_text(context, &checkpoint, &recipe)?,
+    };
+    job.text = text.as_ref();
+    let outcome = match done {
+        true => {
+            check_resume(&job, &context.device)?;
+            context.printer.say("this run is finished already");
+            finished(out)?
+        }
+        false => compress(&job, &context.device, &context.printer)?,
+    };
     for warning in &outcome.warnings {
         context.printer.warn(warning);
     }
@@ -124,6 +153,14 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .printer
         .result(&outcome_json(&outcome), &outcome_text(&outcome))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The refusal of a `--resume` that finds nothing.
+pub fn nothing_to_resume(what: &str, out: &Path) -> Usage {
+    Usage::new(
+        format!("there is no interrupted {what} for `{}`", out.display()),
+        "run without `--resume`",
+    )
 }
 
 /// What `compress --json` prints, and a sweep keeps of each of its points.
@@ -171,14 +208,17 @@ fn outcome_text(outcome: &Outcome) -> String {
         .map(|(name, seconds)| format!("{name} {seconds:.0} s"))
         .collect();
     let mut text = format!(
-        "{}: kept {:.4} of the decoder projections' scalars ({} of {}) in {:.0} s ({}), {} fallbacks\n{}\n\
+        "{}: kept {:.4} of the decoder projections' scalars ({} of {}) in {:.0} s{}, {} fallbacks\n{}\n\
          all weights as {}: {} before, {} after",
         outcome.out.display(),
         m.keep_ratio,
         count(m.projection_scalars_after),
         count(m.projection_scalars_before),
         outcome.seconds,
-        stages.join(", "),
+        match stages.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", stages.join(", ")),
+        },
         m.fallbacks,
         kinds(outcome),
         m.dtype,

@@ -13,11 +13,25 @@ use crate::linalg::{Gram, Moment, NeuronSpectra, Weight, Whitened, Whitening, el
 /// What one layer's sites may become. It is kept on disk between the passes over the model.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Analysis {
+    /// Which, from 0.
     pub layer: usize,
     /// Sites that are decided together, each with its alternatives.
     pub groups: Vec<Vec<AlternativePlan>>,
     /// The feed-forward's neurons, the first to be removed first; empty when none are.
     pub order: Vec<usize>,
+    /// What had to be done differently for numerical reasons.
+    pub fallbacks: Vec<Fallback>,
+}
+
+/// What was done differently for the sake of numerics, and for which projections.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fallback {
+    /// Place of the site in [`Site::ALL`].
+    pub site: usize,
+    /// Places of the projections in the site.
+    pub members: Vec<usize>,
+    /// In words.
+    pub what: String,
 }
 
 /// One way to compress a group of sites.
@@ -27,6 +41,7 @@ pub struct AlternativePlan {
     pub neurons: Option<usize>,
     /// What removing the others loses.
     pub removal_loss: f64,
+    /// Place of the site in [`Site::ALL`].
     pub units: Vec<UnitPlan>,
     /// Instead of units: numbers of neurons and what each loses, falling, the first all of them.
     pub sizes: Vec<(usize, f64)>,
@@ -35,10 +50,15 @@ pub struct AlternativePlan {
 /// One matrix of an alternative: a projection, or the projections that share a basis.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UnitPlan {
+    /// Place of the site in [`Site::ALL`].
     pub site: usize,
+    /// Places of the projections in the site.
     pub members: Vec<usize>,
+    /// Rows, of all of them together.
     pub out: usize,
+    /// Columns.
     pub input: usize,
+    /// What each rank loses.
     pub losses: Losses,
     /// Root of the mean squared gradient of its weights, where known.
     pub score: f64,
@@ -54,6 +74,7 @@ pub enum Losses {
 }
 
 impl UnitPlan {
+    /// The site.
     pub fn site(&self) -> Site {
         Site::ALL[self.site.min(Site::ALL.len() - 1)]
     }
@@ -95,6 +116,7 @@ pub(super) fn analyse(
         block,
         moments,
         queue: Vec::new(),
+        fallbacks: Vec::new(),
     };
     for group in 0..analysis.groups.len() {
         solver.group(&mut analysis, group)?;
@@ -104,6 +126,7 @@ pub(super) fn analyse(
         solver.neurons(&mut analysis, group)?;
     }
     solver.flush(&mut analysis)?;
+    analysis.fallbacks = solver.fallbacks;
     Ok(analysis)
 }
 
@@ -148,6 +171,7 @@ struct Solver<'a> {
     block: &'a DecoderLayer,
     moments: &'a dyn Moments,
     queue: Vec<(Vec<Place>, Moment)>,
+    fallbacks: Vec<Fallback>,
 }
 
 impl Solver<'_> {
@@ -163,18 +187,41 @@ impl Solver<'_> {
         weight(self.layer, self.block, site, member)
     }
 
-    fn whitened_input(&self, site: Site) -> Result<Whitening> {
-        let gram = self.moments.input(site)?;
-        self.numerical(site, whiten(&gram, self.settings.input_ridge))
+    fn note(&mut self, site: Site, members: Vec<usize>, what: Option<String>) {
+        let place = Site::ALL.iter().position(|s| *s == site).unwrap_or(0);
+        let fallback = what.map(|what| Fallback {
+            site: place,
+            members,
+            what,
+        });
+        // Moments are whitened once for each structure.
+        let new = fallback.filter(|f| !self.fallbacks.contains(f));
+        self.fallbacks.extend(new);
     }
 
-    fn whitened_output(&self, site: Site, member: usize) -> Result<Option<Whitening>> {
+    fn whitened_input(&mut self, site: Site) -> Result<Whitening> {
+        let gram = self.moments.input(site)?;
+        let asked = self.settings.input_ridge;
+        let whitened = self.numerical(site, whiten(&gram, asked))?;
+        let all = (0..site.projections().len()).collect();
+        self.note(site, all, raised("input", &whitened, asked));
+        Ok(whitened)
+    }
+
+    fn whitened_output(&mut self, site: Site, member: usize) -> Result<Option<Whitening>> {
         if !self.settings.two_sided {
             return Ok(None);
         }
         let gram = self.moments.gradient(site, member)?;
-        let whitened = whiten(&gram, self.settings.output_ridge);
-        self.numerical(site, whitened).map(Some)
+        // What the loss does not depend on loses nothing.
+        if gram.mean_square() == 0.0 {
+            self.note(site, vec![member], Some(NO_GRADIENT.into()));
+            return Ok(Some(Whitening::flat(gram.width(), 0.0)));
+        }
+        let asked = self.settings.output_ridge;
+        let whitened = self.numerical(site, whiten(&gram, asked))?;
+        self.note(site, vec![member], raised("gradient", &whitened, asked));
+        Ok(Some(whitened))
     }
 
     /// The spectra of every unit of a group.
@@ -362,6 +409,16 @@ impl Solver<'_> {
         }
         Ok(())
     }
+}
+
+/// What a record says where a projection's gradients were zero on every token.
+pub(super) const NO_GRADIENT: &str = "all gradients are zero: outputs weighed alike";
+
+/// What a record says where a moment needed a larger ridge than was asked for.
+pub(super) fn raised(what: &str, whitening: &Whitening, asked: f64) -> Option<String> {
+    let ridge = whitening.ridge;
+    let text = || format!("{what} ridge raised from {asked:e} to {ridge:e}");
+    whitening.raised.then(text)
 }
 
 /// `Σ_{i>r} σᵢ²` for every rank r up to `most`; values beyond it are rounding.

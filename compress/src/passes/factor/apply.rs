@@ -5,7 +5,7 @@ use cinder_models::{DecoderLayer, Site};
 use rayon::prelude::*;
 
 use super::Factorization;
-use super::analysis::weight;
+use super::analysis::{NO_GRADIENT, raised, weight};
 use super::install::{self, Stored};
 use crate::calibration::{Moments, SiteInputs};
 use crate::error::{Error, Result};
@@ -120,18 +120,10 @@ impl SiteJob<'_> {
         numerical: &(dyn Fn(String) -> Error + Sync),
     ) -> Result<(Stored, SiteRecord)> {
         let mut fallbacks = Vec::new();
-        let mut note = |what: &str, w: &Whitening, asked: f64| {
-            if w.raised {
-                fallbacks.push(format!(
-                    "{what} ridge raised from {asked:e} to {:e}",
-                    w.ridge
-                ));
-            }
-        };
         // A projection that stays as it is needs no whitening, whatever its neighbours at the site do.
         let used = unit.rank.is_some() || self.reading.targets.is_some();
         if used {
-            note("input", input, self.settings.input_ridge);
+            fallbacks.extend(raised("input", input, self.settings.input_ridge));
         }
         let originals: Vec<Weight> = unit
             .members
@@ -152,10 +144,7 @@ impl SiteJob<'_> {
         let (stored, approximation) = match unit.rank {
             None => (Stored::dense(&wanted), wanted),
             Some(rank) => {
-                let outputs = self.outputs(unit, numerical)?;
-                for output in &outputs {
-                    note("gradient", output, self.settings.output_ridge);
-                }
+                let outputs = self.outputs(unit, numerical, &mut fallbacks)?;
                 let outputs: Vec<&Whitening> = outputs.iter().collect();
                 let decomposition =
                     Decomposition::of(&wanted, input, &outputs).map_err(numerical)?;
@@ -199,7 +188,7 @@ impl SiteJob<'_> {
             predicted_loss: unit.predicted_loss,
             condition: used.then_some(input.condition),
             growth,
-            fallback: (!fallbacks.is_empty()).then(|| fallbacks.join("; ")),
+            fallback: joined(fallbacks),
             ..SiteRecord::default()
         };
         Ok((stored, record))
@@ -209,19 +198,64 @@ impl SiteJob<'_> {
         &self,
         unit: &PlannedUnit,
         numerical: &dyn Fn(String) -> Error,
+        fallbacks: &mut Vec<String>,
     ) -> Result<Vec<Whitening>> {
         if !self.settings.two_sided {
             return Ok(Vec::new());
         }
-        let output = |member: &usize| {
+        let gram = |member: &usize| {
             let whole = self.moments.gradient(self.site, *member)?;
-            let gram = self
-                .rows
-                .map_or_else(|| whole.clone(), |rows| whole.subset(rows));
-            whiten(&gram, self.settings.output_ridge).map_err(numerical)
+            Ok(match self.rows {
+                Some(rows) => whole.subset(rows),
+                None => whole,
+            })
         };
-        unit.members.iter().map(output).collect()
+        let grams = unit.members.iter().map(gram).collect::<Result<Vec<_>>>()?;
+        let asked = self.settings.output_ridge;
+        // Beside others, what has no gradient weighs no more than a ridge does.
+        let largest = grams.iter().map(Gram::mean_square).fold(0.0, f64::max);
+        let little = match largest > 0.0 {
+            true => largest * asked.max(LEAST_WEIGHT),
+            false => 1.0,
+        };
+        let output = |gram: &Gram| {
+            if gram.mean_square() == 0.0 {
+                fallbacks.push(NO_GRADIENT.into());
+                return Ok(Whitening::flat(gram.width(), little));
+            }
+            let whitened = whiten(gram, asked).map_err(numerical)?;
+            fallbacks.extend(raised("gradient", &whitened, asked));
+            Ok(whitened)
+        };
+        grams.iter().map(output).collect()
     }
+}
+
+/// Of what has no gradient, beside what has one.
+const LEAST_WEIGHT: f64 = 1e-6;
+
+/// What was done differently, each once; none where nothing was.
+fn joined(mut fallbacks: Vec<String>) -> Option<String> {
+    let mut seen = Vec::new();
+    fallbacks.retain(|f| {
+        let new = !seen.contains(f);
+        seen.push(f.clone());
+        new
+    });
+    (!fallbacks.is_empty()).then(|| fallbacks.join("; "))
+}
+
+/// What the plan's analysis and the compression of a projection did differently.
+fn fallback(plan: &LayerPlan, site: Site, member: usize, own: Option<&str>) -> Option<String> {
+    let of_plan = plan
+        .fallbacks
+        .iter()
+        .filter(|f| Site::ALL.get(f.site) == Some(&site) && f.members.contains(&member));
+    let own = own
+        .iter()
+        .flat_map(|own| own.split("; "))
+        .map(str::to_owned);
+    joined(of_plan.map(|f| f.what.clone()).chain(own).collect())
 }
 
 fn names(unit: &PlannedUnit) -> String {
@@ -296,6 +330,7 @@ fn records(
             neurons,
             scalars,
             keep_ratio: scalars as f64 / (out * input) as f64,
+            fallback: fallback(plan, site, *member, whole.fallback.as_deref()),
             ..whole.clone()
         });
     }

@@ -10,7 +10,7 @@ mod plan;
 
 use cinder_models::checkpoint::SiteRecord;
 use cinder_models::{DecoderLayer, ModelConfig, Site};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,7 +20,7 @@ use crate::allocation::Ranks;
 use crate::calibration::{Moments, SiteInputs};
 use crate::error::Result;
 
-pub use analysis::{AlternativePlan, Analysis, Losses, UnitPlan};
+pub use analysis::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
 pub(crate) use install::project;
 pub(super) use install::{identity_block, shared_identity_block};
 
@@ -134,12 +134,7 @@ impl Factorization {
             );
         }
         if let Some(growth) = self.identity {
-            within(
-                "growth",
-                growth,
-                (1.0..=1e6).contains(&growth),
-                "between 1 and a million",
-            )?;
+            check_growth(growth)?;
         }
         for (name, value) in [
             ("rank_floor", self.ranks.floor),
@@ -197,6 +192,7 @@ impl Pass for Factorization {
 
     fn apply(
         &self,
+        _config: &ModelConfig,
         plan: &LayerPlan,
         site: Site,
         dense: &DecoderLayer,
@@ -204,6 +200,16 @@ impl Pass for Factorization {
         calibrated: Option<(&SiteInputs, &dyn Moments)>,
     ) -> Result<Vec<SiteRecord>> {
         apply::apply(self, plan, site, dense, block, calibrated)
+    }
+}
+
+/// Checks a bound on identity blocks.
+pub(super) fn check_growth(growth: f64) -> std::result::Result<(), String> {
+    match (1.0..=1e6).contains(&growth) {
+        true => Ok(()),
+        false => Err(format!(
+            "`growth` is {growth}; it must be between 1 and a million"
+        )),
     }
 }
 
@@ -224,6 +230,16 @@ pub(super) fn with_name(name: &str, settings: &impl Serialize) -> Value {
 
 pub(super) fn default_sites() -> Vec<String> {
     Site::ALL.iter().map(|s| s.name().to_owned()).collect()
+}
+
+/// Each site at most once, and at least one.
+pub(super) fn sites_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": {"enum": default_sites()},
+        "minItems": 1,
+        "uniqueItems": true,
+    })
 }
 
 pub(super) fn parse_sites(names: &[String]) -> std::result::Result<Vec<Site>, String> {

@@ -43,6 +43,7 @@ pub(super) fn plan(settings: &Factorization, analyses: &[Analysis]) -> Result<Pl
                 "at least {:.4}, the smallest size of everything",
                 (1e4 * used as f64 / dense as f64).ceil() / 1e4
             ),
+            hint: "raise it in the recipe, or with `--keep`",
         });
     }
     let mut rest = &choices[..];
@@ -144,6 +145,7 @@ fn layer_plan(
 ) -> LayerPlan {
     let mut plan = LayerPlan {
         layer: analysis.layer,
+        fallbacks: analysis.fallbacks.clone(),
         ..LayerPlan::default()
     };
     // The second-order term of the loss is half the moments' product.

@@ -120,6 +120,8 @@ fn manifest(dtype: StoredDtype, scalars: u64, bytes: u64) -> Manifest {
         },
         calibration: CalibrationRecord::default(),
         threads: 1,
+        device: String::new(),
+        instructions: String::new(),
         dtype: dtype.name().into(),
         projection_scalars_before: 0,
         projection_scalars_after: scalars,
@@ -158,9 +160,7 @@ fn mixed(variants: [usize; 2], dtype: StoredDtype) -> (TempDir, PathBuf, Decoder
     }
     let (total, bytes) = (layers.iter().map(scalars).sum(), writer.tensor_bytes());
     let manifest = manifest(dtype, total, bytes);
-    writer
-        .finish(&source, manifest, &mut || Ok(()))
-        .expect("finishes");
+    writer.finish(&source, manifest).expect("finishes");
     let frame = source.load_frame(Precision::F32, &device).expect("loads");
     let decoder = Decoder::new(
         source.config(),

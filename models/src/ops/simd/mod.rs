@@ -245,6 +245,22 @@ impl Level {
     }
 }
 
+/// The instructions that products are made with on this CPU, such as `x86_64 avx2`: how sums are rounded may depend on
+/// them, if not in our kernels then in the linear algebra of the crates we use.
+pub fn instructions() -> String {
+    let name = match Level::best() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => "avx512-bf16-vnni",
+        // Too few of them for our kernels, but not for others'.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 if is_x86_feature_detected!("avx512f") => "avx512",
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => "avx2",
+        Level::Scalar => "baseline",
+    };
+    format!("{} {name}", std::env::consts::ARCH)
+}
+
 /// Runs a kernel at the best level of this CPU.
 ///
 /// # Safety
