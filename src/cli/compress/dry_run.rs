@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cinder::compress::passes::{Needs, PlannedUnit, touched_scalars};
+use cinder::compress::passes::{Needs, PlannedUnit, dense_scalars};
 use cinder::compress::pipeline::{projection_scalars, require_form, shape_plans};
 use cinder::compress::recipe::{Calibration, Propagate, Recipe};
 use cinder::models::checkpoint::Checkpoint;
@@ -116,11 +116,11 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
 fn budget(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     let config = checkpoint.config();
     let saved = recipe.passes.iter().map(|pass| {
-        let touched = touched_scalars(config, pass.sites());
-        let keep = pass.settings()["keep"].as_f64().unwrap_or(1.0);
-        touched - (keep * touched as f64) as u64
+        let dense = dense_scalars(config, &pass.projections());
+        dense as i64 - pass.budget(config) as i64
     });
-    config.dense_projection_scalars() - saved.sum::<u64>()
+    // Latents may store more than the dense projections: it is the cache they make smaller.
+    (config.dense_projection_scalars() as i64 - saved.sum::<i64>()) as u64
 }
 
 fn minutes(seconds: f64) -> String {
