@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::calibration::{Draw, GradientSettings, LabelSource, OWN_TEXT};
 use crate::error::{Error, Result};
-use crate::passes::{Needs, Pass, REGISTRY, check_sites};
+use crate::passes::{Needs, Pass, REGISTRY, share_out};
 
 /// A recipe as it is written.
 #[derive(Debug, Clone, Deserialize)]
@@ -124,13 +124,13 @@ impl Recipe {
         if file.passes.is_empty() {
             return Err(wrong("it has no `[[passes]]`".into()));
         }
-        let passes: Vec<Box<dyn Pass>> = file
+        let mut passes: Vec<Box<dyn Pass>> = file
             .passes
             .into_iter()
             .map(|table| build(table, keep))
             .collect::<std::result::Result<_, _>>()
             .map_err(wrong)?;
-        check_sites(&passes).map_err(|e| wrong(e.to_string()))?;
+        share_out(&mut passes).map_err(|e| wrong(e.to_string()))?;
         match &file.calibration {
             Some(calibration) => calibration.check().map_err(wrong)?,
             None if passes.iter().any(|p| p.needs() > Needs::Nothing) => {
@@ -328,7 +328,7 @@ mod tests {
             (
                 "keep = 0.5\n",
                 "keep = 0.5\n[[passes]]\npass = 'frontier'\nkeep = 0.5\n",
-                "factoring `qkv` twice",
+                "factoring `q` twice",
             ),
             (
                 "pass = 'low_rank'\nkeep = 0.5",

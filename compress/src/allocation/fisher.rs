@@ -8,7 +8,7 @@ use super::{Alternative, Choice, first_alternatives, single};
 /// matrix's weights).
 pub fn fisher(sites: &[Vec<Alternative>], scores: &[f64], keep: f64) -> Vec<Choice> {
     let (ladders, ranges) = single(sites);
-    let total: u64 = ladders.iter().map(|l| l.full()).sum();
+    let total: u64 = ladders.iter().map(|l| l.dense).sum();
     let budget = (keep * total as f64).floor() as u64;
     let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
     let ratio = |i: usize, level: f64| match mean > 0.0 {
@@ -16,7 +16,7 @@ pub fn fisher(sites: &[Vec<Alternative>], scores: &[f64], keep: f64) -> Vec<Choi
         false => level.min(1.0),
     };
     let size = |level: f64| -> f64 {
-        let sizes = (0..ladders.len()).map(|i| ratio(i, level) * ladders[i].full() as f64);
+        let sizes = (0..ladders.len()).map(|i| ratio(i, level) * ladders[i].dense as f64);
         sizes.sum()
     };
     let (mut low, mut high) = (0.0, 1.0);
@@ -32,7 +32,7 @@ pub fn fisher(sites: &[Vec<Alternative>], scores: &[f64], keep: f64) -> Vec<Choi
         }
     }
     let mut rungs: Vec<usize> = (0..ladders.len())
-        .map(|i| ladders[i].below(ratio(i, low) * ladders[i].full() as f64))
+        .map(|i| ladders[i].below(ratio(i, low) * ladders[i].dense as f64))
         .collect();
     fill(&ladders, &mut rungs, budget, |i| scores[i]);
     first_alternatives(&rungs, &ranges)

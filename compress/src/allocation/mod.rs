@@ -2,6 +2,8 @@
 //!
 //! What a matrix may become is a [`Ladder`] of sizes; what a site may become is a list of [`Alternative`]s, each with a
 //! ladder for every matrix it factors. A rule picks one alternative for each site and one rung of each of its ladders.
+//!
+//! Scalars are those that the budget counts: stored ones of weights, or of a token's latents in the cache.
 
 mod energy;
 mod fill;
@@ -77,6 +79,8 @@ pub struct Rung {
 pub struct Ladder {
     /// Of rising size and falling loss.
     pub rungs: Vec<Rung>,
+    /// Scalars of the dense matrix, which keep ratios are of.
+    pub dense: u64,
     /// What having nothing of it would lose.
     pub whole: f64,
 }
@@ -86,31 +90,54 @@ impl Ladder {
     /// loses; an empty slice is for rules that do not ask.
     pub fn of_ranks(matrix: Matrix, ranks: Ranks, loss: &[f64]) -> Self {
         let most = matrix.out.min(matrix.input);
+        let full = Rung {
+            size: None,
+            scalars: matrix.dense(),
+            loss: 0.0,
+        };
+        let cost = |rank| matrix.stored(Some(rank));
+        Self::up_to(full, most, ranks, loss, matrix.dense(), cost)
+    }
+
+    /// The ranks of latents that `out` outputs of `input` inputs are rebuilt from: one scalar a rank in the cache, where
+    /// the outputs themselves take `out`. The last is the rank of the matrix, which loses nothing.
+    pub fn of_latents(out: usize, input: usize, ranks: Ranks, loss: &[f64]) -> Self {
+        let most = out.min(input);
+        let full = Rung {
+            size: Some(most),
+            scalars: most as u64,
+            loss: 0.0,
+        };
+        Self::up_to(full, most, ranks, loss, out as u64, |rank| rank as u64)
+    }
+
+    /// The ranks below `most` that cost less than the full size, and the full size.
+    fn up_to(
+        full: Rung,
+        most: usize,
+        ranks: Ranks,
+        loss: &[f64],
+        dense: u64,
+        cost: impl Fn(usize) -> u64,
+    ) -> Self {
         let multiples = (1..)
             .map(|i| i * ranks.step)
             .skip_while(|r| *r <= ranks.floor);
         let sizes = std::iter::once(ranks.floor).chain(multiples);
-        let mut rungs: Vec<Rung> = sizes
+        let rungs = sizes
             .take_while(|r| *r < most)
             .map(|r| Rung {
                 size: Some(r),
-                scalars: matrix.stored(Some(r)),
+                scalars: cost(r),
                 loss: loss.get(r).copied().unwrap_or(0.0),
             })
-            .take_while(|rung| rung.scalars < matrix.dense())
-            .collect();
-        rungs.push(Rung {
-            size: None,
-            scalars: matrix.dense(),
-            loss: 0.0,
-        });
-        let whole = loss.first().copied().unwrap_or(0.0);
-        Ladder { rungs, whole }
-    }
-
-    /// Scalars at full size.
-    pub fn full(&self) -> u64 {
-        self.rungs.last().map_or(0, |r| r.scalars)
+            .take_while(|rung| rung.scalars < full.scalars)
+            .chain([full]);
+        Ladder {
+            rungs: rungs.collect(),
+            dense,
+            whole: loss.first().copied().unwrap_or(0.0),
+        }
     }
 
     /// The highest rung of at most this many scalars, or the lowest there is.

@@ -10,16 +10,16 @@ use super::{Alternative, Choice, first_alternatives, single};
 /// step fits. The total exceeds the budget only when the smallest sizes do.
 pub fn uniform(sites: &[Vec<Alternative>], keep: f64) -> Vec<Choice> {
     let (ladders, ranges) = single(sites);
-    let total: u64 = ladders.iter().map(|l| l.full()).sum();
+    let total: u64 = ladders.iter().map(|l| l.dense).sum();
     let budget = (keep * total as f64).floor() as u64;
-    let share = |i: usize| keep * ladders[i].full() as f64;
+    let share = |i: usize| keep * ladders[i].dense as f64;
     let mut rungs: Vec<usize> = (0..ladders.len())
         .map(|i| ladders[i].below(share(i)))
         .collect();
     let missing: Vec<f64> = (0..ladders.len())
         .map(|i| share(i) - ladders[i].rungs[rungs[i]].scalars as f64)
         .collect();
-    let step = |i: usize| ladders[i].full() as f64 / ladders[i].rungs.len() as f64;
+    let step = |i: usize| ladders[i].dense as f64 / ladders[i].rungs.len() as f64;
     fill(&ladders, &mut rungs, budget, |i| missing[i] / step(i));
     first_alternatives(&rungs, &ranges)
 }

@@ -48,7 +48,7 @@ fn whitened(weight: &Weight, input: &Whitening, output: &[&Whitening]) -> Mat<f6
 }
 
 /// `Lᵀ Y` for lower triangular L.
-fn lower_transposed_times(l: &Mat<f64>, y: MatRef<'_, f64>) -> Mat<f64> {
+pub(super) fn lower_transposed_times(l: &Mat<f64>, y: MatRef<'_, f64>) -> Mat<f64> {
     let mut out = Mat::zeros(l.ncols(), y.ncols());
     triangular::matmul(
         out.as_mut(),
@@ -82,7 +82,7 @@ pub(super) fn times_lower(y: &Mat<f64>, l: &Mat<f64>) -> Mat<f64> {
 }
 
 /// Applies `map` to the rows of each part.
-fn outer(
+pub(super) fn outer(
     parts: &[&Whitening],
     m: &Mat<f64>,
     map: impl Fn(&Mat<f64>, MatRef<'_, f64>) -> Mat<f64>,

@@ -6,6 +6,7 @@ mod decompose;
 mod eliminate;
 mod gram;
 mod identity;
+mod latent;
 mod neurons;
 mod refit;
 mod weight;

@@ -62,8 +62,12 @@ impl Pass for IdentityBlockSettings {
         Takes::LowRank
     }
 
-    fn sites(&self) -> &[Site] {
-        &Site::ALL
+    fn projections(&self) -> Vec<&'static str> {
+        Site::ALL
+            .iter()
+            .flat_map(|s| s.projections())
+            .copied()
+            .collect()
     }
 
     fn analyse(

@@ -3,9 +3,11 @@
 mod factor;
 mod frontier;
 mod identity_block;
+mod kv_low_rank;
 mod low_rank;
 mod skipcat;
 
+use cinder_models::cache::CacheFormat;
 use cinder_models::checkpoint::SiteRecord;
 use cinder_models::{DecoderLayer, ModelConfig, Site};
 use serde_json::Value;
@@ -18,6 +20,7 @@ pub(crate) use factor::project;
 pub use factor::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
 pub use frontier::FrontierSettings;
 pub use identity_block::IdentityBlockSettings;
+pub use kv_low_rank::KvLowRankSettings;
 pub use low_rank::LowRankSettings;
 pub use skipcat::SkipCatSettings;
 
@@ -49,14 +52,33 @@ pub trait Pass: Send + Sync {
     /// The settings with every default filled in, as they go into the manifest.
     fn settings(&self) -> Value;
 
+    /// The name that recipes use.
+    fn name(&self) -> String {
+        let settings = self.settings();
+        settings["pass"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// What has to be collected for it.
     fn needs(&self) -> Needs;
 
     /// What it expects of the model; other models are refused.
     fn takes(&self) -> Takes;
 
-    /// The sites it may touch.
-    fn sites(&self) -> &[Site];
+    /// The projections it works on; no other pass of the recipe may.
+    fn projections(&self) -> Vec<&'static str>;
+
+    /// Leaves projections to another pass, where it can do without them.
+    fn leave(&mut self, _projections: &[&'static str]) {}
+
+    /// How the latents that it makes of keys and values are cached; none where it makes none.
+    fn cache_format(&self) -> Option<CacheFormat> {
+        None
+    }
+
+    /// The most scalars that its projections may store.
+    fn budget(&self, config: &ModelConfig) -> u64 {
+        dense_scalars(config, &self.projections())
+    }
 
     /// What one layer's projections may become and what that would lose. Without moments only shapes are known, which is
     /// enough for some rules.
@@ -79,8 +101,8 @@ pub trait Pass: Send + Sync {
     /// When the settings can not be met on this model.
     fn plan(&self, analyses: &[Analysis]) -> Result<Plan>;
 
-    /// Compresses one site of `block`. `dense` is the layer as it was; `calibrated` are what the site now reads, and the
-    /// moments of the dense model.
+    /// Compresses the pass's projections of one site of `block`. `dense` is the layer as it was; `calibrated` are what the
+    /// site now reads, and the moments of the dense model.
     ///
     /// # Errors
     /// When a projection is not in the form the pass takes, or the numerics fail.
@@ -95,12 +117,13 @@ pub trait Pass: Send + Sync {
     ) -> Result<Vec<SiteRecord>>;
 }
 
-/// One matrix that is stored, or a stack of them: a projection, or the projections that share a basis.
+/// One matrix that is stored, or a stack of them: a projection, the projections that share a basis, or the heads of one
+/// latent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedUnit {
     /// Where it is.
     pub site: Site,
-    /// Indices among the site's projections; more than one share a basis.
+    /// Indices among the site's projections; more than one share a basis or a latent.
     pub members: Vec<usize>,
     /// Its shape.
     pub matrix: Matrix,
@@ -147,34 +170,45 @@ impl Plan {
     }
 }
 
-/// Refuses a recipe whose passes touch the same site.
+/// Gives each projection one owner: keys and values are factored once, so where a pass makes latents of them the others
+/// leave them to it.
 ///
 /// # Errors
-/// [`Error::Setting`] naming the site.
-pub fn check_sites(passes: &[Box<dyn Pass>]) -> Result<()> {
-    let mut taken: Vec<Site> = Vec::new();
-    for site in passes.iter().flat_map(|p| p.sites()) {
-        if taken.contains(site) {
+/// [`Error::Setting`] naming a projection that two passes want.
+pub fn share_out(passes: &mut [Box<dyn Pass>]) -> Result<()> {
+    let latent = passes.iter().filter(|p| p.cache_format().is_some());
+    let latent: Vec<&str> = latent.flat_map(|p| p.projections()).collect();
+    for pass in passes.iter_mut().filter(|p| p.cache_format().is_none()) {
+        pass.leave(&latent);
+    }
+    let mut taken: Vec<&str> = Vec::new();
+    for projection in passes.iter().flat_map(|p| p.projections()) {
+        if taken.contains(&projection) {
             return Err(Error::Setting {
                 what: "the recipe".into(),
-                value: format!("factoring `{}` twice", site.name()),
-                range: "one whose passes touch different sites".into(),
+                value: format!("factoring `{projection}` twice"),
+                range: "one whose passes work on different projections".into(),
                 hint: "give each site to one pass by its `sites`",
             });
         }
-        taken.push(*site);
+        taken.push(projection);
     }
     Ok(())
 }
 
-/// Scalars of the touched projections when they are dense.
-pub fn touched_scalars(config: &ModelConfig, sites: &[Site]) -> u64 {
-    let names = sites.iter().flat_map(|s| s.projections());
-    let scalars = names.map(|name| {
+/// Scalars of some projections of all layers when they are dense.
+pub fn dense_scalars(config: &ModelConfig, projections: &[&str]) -> u64 {
+    let scalars = projections.iter().map(|name| {
         let (out, input) = config.projection_shape(name);
         (out * input) as u64
     });
     scalars.sum::<u64>() * config.layers as u64
+}
+
+/// Whether a pass works on any projection of a site.
+pub(crate) fn works_on(pass: &dyn Pass, site: Site) -> bool {
+    let own = pass.projections();
+    site.projections().iter().any(|name| own.contains(name))
 }
 
 /// How a pass is made from its table in a recipe.
@@ -193,9 +227,10 @@ pub struct Entry {
 }
 
 /// One line per pass.
-pub static REGISTRY: [Entry; 4] = [
+pub static REGISTRY: [Entry; 5] = [
     frontier::ENTRY,
     skipcat::ENTRY,
     low_rank::ENTRY,
+    kv_low_rank::ENTRY,
     identity_block::ENTRY,
 ];

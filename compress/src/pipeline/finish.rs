@@ -64,7 +64,7 @@ pub(super) fn finish(
         keep_ratio: after as f64 / before as f64,
         bytes_before: checkpoint.parameters() * dtype.bytes(),
         bytes_after: writer.tensor_bytes(),
-        cache_format: None,
+        cache_format: job.recipe.passes.iter().find_map(|p| p.cache_format()),
         fallbacks: sites.iter().filter(|s| s.fallback.is_some()).count(),
         sites,
         files: Vec::new(),

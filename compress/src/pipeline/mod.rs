@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 
 use crate::calibration::{Collection, Statistics, Windows, read_json, write_whole};
 use crate::error::{Error, Result};
-use crate::passes::{Analysis, Needs, Pass, Plan, Takes, touched_scalars};
+use crate::passes::{Analysis, Needs, Pass, Plan, Takes, dense_scalars};
 use crate::recipe::Recipe;
 
 pub use identity::{check_identity, read_identity, require_same};
@@ -240,6 +240,7 @@ fn analyse(
     // The keep ratio decides between what an analysis offers, not what that is.
     if let Some(map) = settings.as_object_mut() {
         map.remove("keep");
+        map.insert("projections".into(), json!(pass.projections()));
     }
     let folder = collected
         .folder
@@ -321,7 +322,7 @@ pub fn projection_scalars(
     for (pass, plan) in passes.iter().zip(plans) {
         match pass.takes() {
             Takes::Dense => {
-                after -= touched_scalars(checkpoint.config(), pass.sites());
+                after -= dense_scalars(checkpoint.config(), &pass.projections());
                 after += plan.scalars();
             }
             // An identity block of rank r saves r² scalars of a plain basis; a shared one is the first member's.
@@ -348,10 +349,14 @@ pub fn projection_scalars(
 /// [`Error::NotDense`] or [`Error::NotLowRank`].
 pub fn require_form(checkpoint: &Checkpoint, passes: &[Box<dyn Pass>]) -> Result<()> {
     let projections = checkpoint.projections();
-    let factored = projections.iter().find(|p| p.kind != "dense");
     let dense = passes.iter().any(|p| p.takes() == Takes::Dense);
-    match factored {
-        Some(p) if dense => Err(Error::NotDense {
+    let refused = |kind: &str| match dense {
+        true => kind != "dense",
+        // No pass knows what to do with latents.
+        false => kind.ends_with("group-head"),
+    };
+    match projections.iter().find(|p| refused(p.kind)) {
+        Some(p) => Err(Error::NotDense {
             layer: p.layer,
             projection: p.projection.into(),
             kind: p.kind.into(),

@@ -20,7 +20,7 @@ use crate::calibration::{
     save_states, write_whole,
 };
 use crate::error::Result;
-use crate::passes::{LayerPlan, Needs, Pass, Plan};
+use crate::passes::{LayerPlan, Needs, Pass, Plan, works_on};
 use crate::recipe::Propagate;
 
 pub(super) struct Walk<'a> {
@@ -169,24 +169,27 @@ impl Walk<'_> {
         for site in Site::ALL {
             let start = Instant::now();
             let removed = neurons.filter(|_| site == Site::Down);
-            let owner = plans.iter().find(|(pass, _)| pass.sites().contains(&site));
-            let inputs = match (&mut stream, &moments, owner) {
-                (Some((stream, _)), _, _) => {
+            let owners = plans.iter().filter(|(pass, _)| works_on(*pass, site));
+            let inputs = match (&mut stream, &moments) {
+                (Some((stream, _)), _) => {
                     Some(stream.inputs(site, &dense, &block, changed, removed)?)
                 }
-                (None, Some(moments), Some((pass, plan))) => {
-                    self.collected(moments, *pass, plan, site)?
-                }
-                (None, _, _) => None,
+                (None, Some(moments)) => self.collected(moments, owners.clone(), site)?,
+                (None, None) => None,
             };
+            let calibrated = inputs
+                .as_ref()
+                .zip(moments.as_ref().map(|m| m as &dyn Moments));
             let mut records = Vec::new();
-            if let Some((pass, plan)) = owner {
-                let calibrated = inputs
-                    .as_ref()
-                    .zip(moments.as_ref().map(|m| m as &dyn Moments));
-                let config = self.job.checkpoint.config();
-                records = pass.apply(config, plan, site, &dense, &mut block, calibrated)?;
+            let config = self.job.checkpoint.config();
+            for (pass, plan) in owners {
+                let mut own = pass.apply(config, plan, site, &dense, &mut block, calibrated)?;
+                for record in &mut own {
+                    record.pass = pass.name();
+                }
+                records.extend(own);
             }
+            records.sort_by_key(|r| site.projections().iter().position(|p| *p == r.projection));
             changed = records.iter().any(|r| r.kind != "dense");
             if let Some((stream, _)) = &mut stream {
                 stream.pass(site, &block);
@@ -201,18 +204,20 @@ impl Walk<'_> {
     }
 
     /// What the dense site read, when it will be asked for: moments of wide inputs are large.
-    fn collected(
+    fn collected<'p>(
         &self,
         moments: &LayerStatistics,
-        pass: &dyn Pass,
-        plan: &LayerPlan,
+        mut owners: impl Iterator<Item = &'p (&'p dyn Pass, &'p LayerPlan)>,
         site: Site,
     ) -> Result<Option<SiteInputs>> {
-        let own = plan.units.iter().filter(|u| u.site == site);
         let feed_forward = matches!(site, Site::GateUp | Site::Down);
-        let touched = own.clone().any(|u| u.rank.is_some())
-            || (feed_forward && plan.neurons.is_some() && own.count() > 0);
-        if pass.needs() == Needs::Nothing || !touched {
+        let asked_for = owners.any(|(pass, plan)| {
+            let own = plan.units.iter().filter(|u| u.site == site);
+            let touched = own.clone().any(|u| u.rank.is_some())
+                || (feed_forward && plan.neurons.is_some() && own.count() > 0);
+            touched && pass.needs() > Needs::Nothing
+        });
+        if !asked_for {
             return Ok(None);
         }
         Ok(Some(SiteInputs {

@@ -106,15 +106,20 @@ pub struct SiteRecord {
     pub layer: usize,
     pub site: String,
     pub projection: String,
-    /// `dense`, `low-rank`, `identity-block`, `shared-basis`, `shared-identity-block` or `pruned`.
+    /// The pass it belongs to; empty in manifests that do not say.
+    #[serde(default)]
+    pub pass: String,
+    /// `dense`, `low-rank`, `identity-block`, `shared-basis`, `shared-identity-block`, `pruned`, `group-head` or
+    /// `joint-group-head`.
     pub kind: String,
     /// `[out, in]` of the dense map.
     pub shape: [usize; 2],
+    /// Of keys and values rebuilt from latents, the latent values of a token that they are rebuilt from.
     pub rank: Option<usize>,
     /// Feed-forward neurons kept, where some were removed.
     #[serde(default)]
     pub neurons: Option<usize>,
-    /// Stored scalars; a shared basis is counted with the first projection of its site.
+    /// Stored scalars; a shared basis is counted with the first projection of its site, and a joint latent's with the keys.
     #[serde(default)]
     pub scalars: u64,
     /// Stored scalars after / before.

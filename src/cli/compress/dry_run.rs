@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use cinder::compress::allocation::Rung;
 use cinder::compress::calibration::OWN_TEXT;
-use cinder::compress::passes::{Needs, Pass, PlannedUnit, touched_scalars};
+use cinder::compress::passes::{Needs, Pass, PlannedUnit, dense_scalars};
 use cinder::compress::pipeline::{check, projection_scalars, shape_plans};
 use cinder::compress::recipe::{Calibration, Propagate, Recipe};
 use cinder::models::checkpoint::Checkpoint;
@@ -118,11 +118,11 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
 fn budget(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     let config = checkpoint.config();
     let saved = recipe.passes.iter().map(|pass| {
-        let touched = touched_scalars(config, pass.sites());
-        let keep = pass.settings()["keep"].as_f64().unwrap_or(1.0);
-        touched - (keep * touched as f64) as u64
+        let dense = dense_scalars(config, &pass.projections());
+        dense as i64 - pass.budget(config) as i64
     });
-    config.dense_projection_scalars() - saved.sum::<u64>()
+    // Latents may store more than the dense projections: it is the cache they make smaller.
+    (config.dense_projection_scalars() as i64 - saved.sum::<i64>()) as u64
 }
 
 /// What grows with the model's depth.
@@ -144,14 +144,9 @@ fn analysis_bytes(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     let c = checkpoint.config();
     let planned = recipe.passes.iter().filter(|p| !p.plans_from_shapes());
     let of_pass = |pass: &dyn Pass| -> usize {
-        let ranks = |site: &Site| -> usize {
-            let shapes = site
-                .projections()
-                .iter()
-                .map(|name| c.projection_shape(name));
-            shapes.map(|(out, input)| out.min(input) + 1).sum()
-        };
-        let ranks: usize = pass.sites().iter().map(ranks).sum();
+        let projections = pass.projections().into_iter();
+        let shapes = projections.map(|name| c.projection_shape(name));
+        let ranks: usize = shapes.map(|(out, input)| out.min(input) + 1).sum();
         let sizes = pass.settings()["neuron_sizes"].as_u64().unwrap_or(0) as usize;
         // Separate and shared, and each number of neurons.
         ranks * (2 + sizes) * (size_of::<f64>() + size_of::<Rung>())

@@ -1,5 +1,7 @@
 //! What the sites of one layer may become, and what each size would lose.
 
+use std::collections::BTreeMap;
+
 use cinder_models::projection::Projection;
 use cinder_models::{DecoderLayer, ModelConfig, Site};
 use rayon::prelude::*;
@@ -152,14 +154,14 @@ fn structures(settings: &Factorization, config: &ModelConfig, site: Site) -> Vec
         sizes: Vec::new(),
     };
     let mut all = Vec::new();
-    let shared = settings.structures.shared && names.len() > 1;
+    let members: Vec<usize> = settings.members(site).collect();
+    let shared = settings.structures.shared && members.len() > 1;
     if settings.structures.separate || !shared {
-        all.push(alternative(
-            (0..names.len()).map(|m| unit(vec![m])).collect(),
-        ));
+        let own = members.iter().map(|m| unit(vec![*m]));
+        all.push(alternative(own.collect()));
     }
     if shared {
-        all.push(alternative(vec![unit((0..names.len()).collect())]));
+        all.push(alternative(vec![unit(members)]));
     }
     all
 }
@@ -250,25 +252,19 @@ impl Solver<'_> {
                 continue;
             }
             let input = self.whitened_input(site)?;
-            let members = 0..site.projections().len();
-            let weights: Vec<Weight> = members
-                .clone()
-                .map(|m| self.weight(site, m))
-                .collect::<Result<_>>()?;
-            let outputs: Vec<Option<Whitening>> = members
-                .map(|m| self.whitened_output(site, m))
-                .collect::<Result<_>>()?;
-            let whitened: Vec<Whitened> = weights
-                .iter()
-                .zip(&outputs)
-                .map(|(w, g)| Whitened::of(w, &input, &g.iter().collect::<Vec<_>>()))
-                .collect();
-            drop((input, outputs, weights));
+            let mut whitened = BTreeMap::new();
+            for member in self.settings.members(site) {
+                let output = self.whitened_output(site, member)?;
+                let output: Vec<&Whitening> = output.iter().collect();
+                let weight = self.weight(site, member)?;
+                whitened.insert(member, Whitened::of(&weight, &input, &output));
+            }
+            drop(input);
             for (_, members, places) in here {
                 let moment = match &members[..] {
-                    [member] => whitened[*member].moment(),
+                    [member] => whitened[member].moment(),
                     all => {
-                        let parts: Vec<&Whitened> = all.iter().map(|m| &whitened[*m]).collect();
+                        let parts: Vec<&Whitened> = all.iter().map(|m| &whitened[m]).collect();
                         Moment::of_stack(&parts)
                     }
                 };
@@ -422,7 +418,7 @@ pub(super) fn raised(what: &str, whitening: &Whitening, asked: f64) -> Option<St
 }
 
 /// `Σ_{i>r} σᵢ²` for every rank r up to `most`; values beyond it are rounding.
-fn tails(spectrum: &[f64], most: usize) -> Vec<f64> {
+pub(in super::super) fn tails(spectrum: &[f64], most: usize) -> Vec<f64> {
     let mut tails = vec![0.0; most + 1];
     for r in (0..most).rev() {
         tails[r] = tails[r + 1] + spectrum.get(r).copied().unwrap_or(0.0);
@@ -431,7 +427,7 @@ fn tails(spectrum: &[f64], most: usize) -> Vec<f64> {
 }
 
 /// A projection's matrix in f64.
-pub(super) fn weight(
+pub(in super::super) fn weight(
     layer: usize,
     block: &DecoderLayer,
     site: Site,

@@ -131,11 +131,16 @@ impl Stored {
 }
 
 /// A row-major `[out, in]` matrix in Burn's layout `[in, out]`, its memory left as it is.
-fn transposed(values: Vec<f32>, out: usize, input: usize, device: &Device) -> Tensor<2> {
+pub(in super::super) fn transposed(
+    values: Vec<f32>,
+    out: usize,
+    input: usize,
+    device: &Device,
+) -> Tensor<2> {
     Tensor::<2>::from_data(TensorData::new(values, [out, input]), device).transpose()
 }
 
-fn linear(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear {
+pub(in super::super) fn linear(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear {
     Linear {
         weight: Param::from_tensor(weight),
         bias: bias.map(Param::from_tensor),

@@ -15,14 +15,16 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{LayerPlan, Needs, Pass, Plan, Takes};
+use super::{LayerPlan, Needs, Pass, Plan, Takes, dense_scalars};
 use crate::allocation::Ranks;
 use crate::calibration::{Moments, SiteInputs};
 use crate::error::Result;
 
 pub use analysis::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
+pub(super) use analysis::{tails, weight};
 pub(crate) use install::project;
 pub(super) use install::{identity_block, shared_identity_block};
+pub(super) use install::{linear, transposed};
 
 /// The bound on identity blocks where a recipe gives none.
 pub(super) const DEFAULT_GROWTH: f64 = 2.0;
@@ -73,6 +75,8 @@ pub(super) struct Factorization {
     pub settings: Value,
     pub keep: f64,
     pub sites: Vec<Site>,
+    /// Projections of those sites that another pass works on.
+    pub left: Vec<&'static str>,
     /// The bound on identity blocks; none stores plain bases.
     pub identity: Option<f64>,
     pub structures: Structures,
@@ -92,6 +96,7 @@ impl Default for Factorization {
             settings: Value::Null,
             keep: 1.0,
             sites: Site::ALL.to_vec(),
+            left: Vec::new(),
             identity: None,
             structures: Structures::default(),
             rule: Rule::Uniform,
@@ -146,6 +151,14 @@ impl Factorization {
         Ok(self)
     }
 
+    /// The places of a site's projections that are not left to another pass.
+    fn members(&self, site: Site) -> impl Iterator<Item = usize> {
+        let names = site.projections().iter().enumerate();
+        names
+            .filter(|(_, name)| !self.left.contains(name))
+            .map(|(member, _)| member)
+    }
+
     /// Whether the feed-forward of a layer is decided as a whole, its neurons among the choices.
     fn neurons(&self) -> bool {
         let both = self.sites.contains(&Site::GateUp) && self.sites.contains(&Site::Down);
@@ -169,8 +182,21 @@ impl Pass for Factorization {
         Takes::Dense
     }
 
-    fn sites(&self) -> &[Site] {
-        &self.sites
+    fn projections(&self) -> Vec<&'static str> {
+        let names = |site: &Site| {
+            let names = site.projections();
+            self.members(*site).map(|member| names[member])
+        };
+        self.sites.iter().flat_map(names).collect()
+    }
+
+    fn leave(&mut self, projections: &[&'static str]) {
+        self.left.extend(projections);
+    }
+
+    fn budget(&self, config: &ModelConfig) -> u64 {
+        let dense = dense_scalars(config, &self.projections());
+        (self.keep * dense as f64).floor() as u64
     }
 
     fn analyse(

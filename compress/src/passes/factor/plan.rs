@@ -121,13 +121,14 @@ fn neuron_ladder(plan: &AlternativePlan, each: usize) -> Ladder {
         last.loss = 0.0;
     }
     Ladder {
+        dense: (full * each) as u64,
         whole: rungs.first().map_or(0.0, |r| r.loss),
         rungs,
     }
 }
 
 fn dense_scalars(alternative: &Alternative) -> u64 {
-    alternative.ladders.iter().map(Ladder::full).sum()
+    alternative.ladders.iter().map(|l| l.dense).sum()
 }
 
 fn dense_choice(site: &[Alternative]) -> Choice {
