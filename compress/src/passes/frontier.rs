@@ -150,6 +150,7 @@ impl FrontierSettings {
             },
             neuron_step: self.neuron_step,
             neuron_sizes: self.neuron_sizes,
+            ..Factorization::default()
         };
         factorization.checked()
     }

@@ -248,6 +248,7 @@ impl Pass for KvLowRankSettings {
 
     fn apply(
         &self,
+        _config: &ModelConfig,
         plan: &LayerPlan,
         _site: Site,
         dense: &DecoderLayer,

@@ -112,6 +112,8 @@ pub(super) fn analyse(
         layer,
         groups: units.into_iter().map(alone).collect(),
         order: Vec::new(),
+        // Ridges are raised in the solution as they were here, and noted there.
+        fallbacks: Vec::new(),
     })
 }
 
@@ -175,6 +177,7 @@ pub(super) fn plan(settings: &KvLowRankSettings, analyses: &[Analysis]) -> Resul
                 "at least {:.4}, the smallest rank of every latent",
                 (1e4 * used as f64 / dense as f64).ceil() / 1e4
             ),
+            hint: "raise `keep`, or lower `rank_floor`",
         });
     }
     let rungs = sites
