@@ -36,6 +36,12 @@ impl LatentCache {
         self.kept.as_ref().map(|k| k.dims()[0])
     }
 
+    /// Bytes taken.
+    pub fn bytes(&self) -> u64 {
+        let held = self.kept.as_ref();
+        held.map_or(0, |k| (k.shape().num_elements() * size_of::<f32>()) as u64)
+    }
+
     /// Forgets all tokens after the first `length`.
     pub fn truncate(&mut self, length: usize) {
         let kept = self.kept.take();

@@ -44,6 +44,15 @@ impl KvCache {
         self.layers.first().map_or(0, LayerCache::length)
     }
 
+    /// Bytes that the layers take, their room for tokens to come included.
+    pub fn bytes(&self) -> u64 {
+        let layers = self.layers.iter().map(|layer| match layer {
+            LayerCache::Dense(cache) => cache.bytes(),
+            LayerCache::Latent(cache) => cache.bytes(),
+        });
+        layers.sum()
+    }
+
     /// Forgets all tokens after the first `length`; memory is kept.
     pub fn truncate(&mut self, length: usize) {
         for layer in &mut self.layers {

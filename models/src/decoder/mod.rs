@@ -111,10 +111,16 @@ impl Decoder {
     }
 
     /// Makes caches store what they keep in this format, from the next one on; so does a pass without a cache.
-    pub fn set_cache_format(&mut self, format: CacheFormat) {
+    ///
+    /// # Errors
+    /// [`Error::CacheFormat`] for a packed format where a layer has no latents.
+    pub fn set_cache_format(&mut self, format: CacheFormat) -> Result<()> {
+        let latents = self.layers.iter().map(|l| l.attention.latent.is_some());
+        format.check(latents)?;
         for layer in &mut self.layers {
             layer.attention.cache_format = format;
         }
+        Ok(())
     }
 
     /// Final hidden states `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, after the last norm.
