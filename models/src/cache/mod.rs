@@ -53,6 +53,11 @@ impl KvCache {
         layers.sum()
     }
 
+    /// Bytes of the rotations that rebuilt keys need: `4 * head_dim` a position, whatever the number of layers.
+    pub fn rotary_bytes(&self) -> u64 {
+        self.rotary.bytes()
+    }
+
     /// Forgets all tokens after the first `length`; memory is kept.
     pub fn truncate(&mut self, length: usize) {
         for layer in &mut self.layers {

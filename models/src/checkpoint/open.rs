@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 use super::companions::gguf_companions;
 use super::gguf::GgufSource;
@@ -337,6 +337,20 @@ impl Checkpoint {
             _ => info.shape.iter().product::<usize>() as u64 * 4,
         };
         self.tensors().into_iter().map(bytes).sum()
+    }
+
+    /// Of [`Checkpoint::memory_bytes`], those that are mapped from the file, which the system reads again when it has to.
+    pub fn mapped_bytes(&self, precision: Precision) -> u64 {
+        let mapped = |(name, info): &(String, TensorInfo)| {
+            let dtype = match is_expansion(name) {
+                true => Some(DType::F32),
+                false => precision.dtype(),
+            };
+            info.shape.len() == 2 && dtype.is_some_and(|d| self.source.mapped(name, d).is_some())
+        };
+        let tensors = self.tensors();
+        let mapped = tensors.iter().filter(|tensor| mapped(tensor));
+        mapped.map(|(_, info)| info.bytes).sum()
     }
 
     /// The stored types, the one with most bytes first, such as `Q4_1+Q8_0+F32`.

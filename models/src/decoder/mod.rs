@@ -103,6 +103,12 @@ impl Decoder {
         self.max_context
     }
 
+    /// Takes sequences of `tokens` even if the model was made for shorter ones. What it says there is of no use; how fast it
+    /// is can be measured.
+    pub fn allow_context(&mut self, tokens: usize) {
+        self.max_context = self.max_context.max(tokens);
+    }
+
     /// An empty KV cache for this model, with room for `capacity` tokens; it grows when they are more.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
         let capacity = capacity.min(self.max_context);

@@ -202,5 +202,38 @@ fn what_does_not_fit_is_named() {
         failure(shape("0.self_attn.v_proj.groups.1.weight", [8, 5])),
         failure(shape("1.self_attn.v_proj.groups.1.weight", [8, 2])),
     ];
-    insta::assert_snapshot!(messages.join("\n"));
+    let of = |name: &str, why: &str| format!("tensor `model.layers.{name}` {why}");
+    let basis = "0.self_attn.kv_latent.weight";
+    let missing = "is missing, or those before it lack heads: they give";
+    let expected = [
+        of(
+            "0.self_attn.k_proj.groups.0.weight",
+            &format!("{missing} 0 of 24 values"),
+        ),
+        of(
+            "0.self_attn.v_proj.groups.1.weight",
+            &format!("{missing} 16 of 24 values"),
+        ),
+        of("0.self_attn.k_proj.groups.1.bias", "is missing"),
+        of("1.self_attn.k_proj.weight", "is missing"),
+        of(basis, "has 18 latents; the groups of heads read 19"),
+        of(
+            basis,
+            "has shape [19, 30], but the configuration asks for [19, 32]",
+        ),
+        of(
+            "0.self_attn.k_proj.groups.0.weight",
+            "has shape [12, 5]: a group has whole heads of 8 and a rank of at least 1",
+        ),
+        of(
+            "0.self_attn.k_proj.groups.1.weight",
+            "is too much: 32 values for heads of 24",
+        ),
+        of(basis, "has 19 latents; the groups of heads read 20"),
+        of(
+            "1.self_attn.kv_latent.weight",
+            "has 9 latents; the groups of heads read 17",
+        ),
+    ];
+    assert_eq!(messages, expected);
 }
