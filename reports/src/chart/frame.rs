@@ -14,7 +14,7 @@ pub(crate) const TEXT: f64 = 12.0;
 pub(crate) const LABEL: f64 = 12.0;
 
 /// What the x axis shows, in full: a ratio without its two sides is a riddle.
-fn x_label(axis: Axis, log: bool) -> &'static str {
+fn x_words(axis: Axis, log: bool) -> &'static str {
     match (axis, log) {
         (Axis::KeepRatio, _) => "keep ratio (stored decoder-projection scalars, after / before)",
         (Axis::CacheBytes, false) => {
@@ -118,7 +118,7 @@ impl Frame {
 
         cursor = bottom + 26.0;
         let mut x_label = Vec::new();
-        for line in font::wrap(x_label(group.axis, x.log), TEXT, inner) {
+        for line in font::wrap(x_words(group.axis, x.log), TEXT, inner) {
             cursor += LINE;
             x_label.push((line, cursor));
         }
