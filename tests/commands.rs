@@ -330,9 +330,58 @@ fn bench_measures_speed_and_memory() {
     let counted = cinder(&["inspect", arg(&model), "--weights", "q8", "--json"]).json();
     assert_eq!(result["weight_bytes"], counted["bytes"]);
     assert_eq!(result["kv_bytes_per_token"], counted["kv_bytes_per_token"]);
+    let caches = |format: &str| {
+        let arguments = [
+            "--prefill",
+            "4",
+            "--decode",
+            "4",
+            "--runs",
+            "1",
+            "--tokens",
+            "4",
+        ];
+        let behind = [
+            "--context",
+            "128,1000",
+            "--beyond-context",
+            "--cache",
+            format,
+        ];
+        let arguments = [
+            &["bench", arg(&model), "--json", "--quiet"],
+            &arguments[..],
+            &behind,
+        ]
+        .concat();
+        cinder(&arguments).json()
+    };
+    let (f32, f16) = (caches("f32"), caches("f16"));
+    for (format, result) in [("f32", &f32), ("f16", &f16)] {
+        assert_eq!(result["cache"], format);
+        for length in 0..2 {
+            let measured = &result["context"][length];
+            for key in [
+                "milliseconds_per_token",
+                "attention_milliseconds_per_token",
+                "resident_bytes",
+            ] {
+                positive(&measured[key]);
+            }
+        }
+    }
+    let (wide, narrow) = (&f32["context"][1], &f16["context"][1]);
+    assert_eq!(wide["tokens"], 1000);
+    // 1004 tokens, in steps of 64.
+    let per_token = f32["kv_bytes_per_token"].as_u64().expect("a number");
+    assert_eq!(wide["cache_bytes"], 1024 * per_token);
+    assert_eq!(narrow["cache_bytes"], 512 * per_token);
+    assert_eq!(f16["kv_bytes_per_token"], per_token / 2);
     let table = cinder(&[
         "bench",
         arg(&model),
+        "--context",
+        "32",
         "--runs",
         "1",
         "--prefill",
@@ -341,6 +390,7 @@ fn bench_measures_speed_and_memory() {
         "4",
         "--quiet",
     ]);
+    assert!(table.stdout.contains("of it attention"), "{}", table.stdout);
     assert!(
         table.stdout.contains("of the machine") && table.stdout.contains("GB/s"),
         "{}",

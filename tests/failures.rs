@@ -317,6 +317,24 @@ fn wrong_usage_exits_with_2() {
     );
     let model = goldens("families/llama2");
     fails!(
+        "usage-cache",
+        2,
+        cinder(&["inspect", arg(&model), "--cache", "q5"]),
+        root
+    );
+    fails!(
+        "usage-cache-packed",
+        2,
+        cinder(&["logits", arg(&model), "--text", "a", "--cache", "q4"]),
+        root
+    );
+    fails!(
+        "usage-bench-beyond",
+        2,
+        cinder(&["bench", arg(&model), "--context", "4096"]),
+        root
+    );
+    fails!(
         "usage-bench-runs",
         2,
         cinder(&["bench", arg(&model), "--runs", "0"]),
@@ -354,6 +372,52 @@ fn wrong_usage_exits_with_2() {
             root
         );
     }
+}
+
+/// A run that would be killed for its memory is refused before it starts.
+#[test]
+fn what_does_not_fit_in_memory_is_refused() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = goldens("gguf/tiny-llama.gguf");
+    let run = |arguments: &[&str], limit: &str| {
+        cinder_with(
+            &[arguments, &["--quiet"]].concat(),
+            &[("CINDER_MEMORY_LIMIT", limit)],
+        )
+    };
+    let generate = [
+        "generate",
+        arg(&model),
+        "--prompt",
+        "a",
+        "--max-new-tokens",
+        "200",
+    ];
+    fails!("memory-generate", 1, run(&generate, "190000"), root);
+    let text = root.join("LICENSE-MIT");
+    let eval = [
+        "eval",
+        "ppl",
+        arg(&model),
+        "--text",
+        arg(&text),
+        "--window",
+        "64",
+    ];
+    fails!("memory-eval", 1, run(&eval, "50000"), root);
+    let bench = [
+        "bench",
+        arg(&model),
+        "--prefill",
+        "4",
+        "--decode",
+        "4",
+        "--beyond-context",
+        "--context",
+        "1000000",
+    ];
+    fails!("memory-bench", 1, run(&bench, "300000"), root);
+    assert_eq!(run(&generate, "1000000000").code, 0);
 }
 
 #[test]

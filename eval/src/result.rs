@@ -1,5 +1,6 @@
 //! The self-describing record of one evaluation. Reports read only these files.
 
+use cinder_models::cache::CacheFormat;
 use serde::{Deserialize, Serialize};
 
 /// The layout of [`EvalResult`] that this version writes and reads.
@@ -20,6 +21,12 @@ pub struct EvalResult {
     pub device: String,
     /// Type the weights were computed in, such as `f32`.
     pub dtype: String,
+    /// How the KV cache stores what it keeps, which the perplexity is measured through; none in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheFormat>,
+    /// Bytes that one token takes in that cache, scales and minimums counted; none in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_bytes_per_token: Option<u64>,
     /// The command line that made this, for the report's reader.
     pub command: String,
     /// Seconds spent evaluating, without loading.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::cache::CacheFormat;
+
 /// A suggestion that goes with an error; the command line prints it on its own `hint:` line.
 pub trait Hint {
     /// What the user can do about it, if anything is known.
@@ -59,6 +61,10 @@ pub enum Error {
     #[error("{0}")]
     Request(String),
 
+    /// A packed cache was asked for where keys and values are kept in full.
+    #[error("a {format} cache packs latents, and layer {layer} keeps keys and values in full")]
+    CacheFormat { format: CacheFormat, layer: usize },
+
     /// The output can not be written where it was asked for.
     #[error("`{}` {why}", path.display())]
     Output {
@@ -86,6 +92,9 @@ impl Hint for Error {
             ),
             Error::NonFinite { .. } => Some(
                 "run `cinder verify` on the model; a value too large for f16 fits bf16 or f32".into(),
+            ),
+            Error::CacheFormat { .. } => Some(
+                "cache in f32 or f16, or compress the model so that it caches latents (group-head keys and values)".into(),
             ),
             Error::Io(_) | Error::Config { .. } | Error::Request(_) => None,
         }

@@ -15,9 +15,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         compressions: vec![common::varied("low-rank", 0.7, count)],
         ..Results::default()
     };
-    let samples: [(&str, Results); 8] = [
+    let samples: [(&str, Results); 9] = [
         ("simple", common::sample().into()),
         ("crowded", common::crowded().into()),
+        ("caches", common::cached().into()),
         ("without-dense", common::sample().split_off(1).into()),
         (
             "dense-only",

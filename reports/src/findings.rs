@@ -82,12 +82,12 @@ fn comparison(series: &[(&str, Vec<&Row<'_>>)]) -> Option<String> {
     let (best, others) = rows.split_first()?;
     let others: Vec<String> = others
         .iter()
-        .map(|row| format!("{} with {}", reached(row), row.recipe()))
+        .map(|row| format!("{} with {}", reached(row), row.series))
         .collect();
     Some(format!(
         "Keeping {} of the decoder-projection weights, {} has the lowest perplexity, {}, against {}.",
         number::percent(shared),
-        best.recipe(),
+        best.series,
         reached(best),
         others.join(" and ")
     ))

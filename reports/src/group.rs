@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cinder_eval::EvalResult;
+use cinder_models::cache::CacheFormat;
 
 use crate::check::check;
 use crate::error::ReportError;
@@ -17,20 +18,33 @@ const REPEATABILITY: f64 = 5e-3;
 /// How far a model's dense size, `scalars / keep ratio`, may lie from the reference's: rounding of the ratio only.
 const LINEAGE: f64 = 1e-2;
 
+/// What perplexity is drawn against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Axis {
+    KeepRatio,
+    /// Bytes that a token takes in the KV cache.
+    CacheBytes,
+}
+
 /// Measurements made the same way: same text, same tokens, same windows. Only these are comparable.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Group<'a> {
-    /// Dense first, then by recipe, then from the largest keep ratio to the smallest.
+    pub axis: Axis,
+    /// Dense first, then by recipe and cache format, then from the largest keep ratio to the smallest.
     pub rows: Vec<Row<'a>>,
 }
 
 /// One measurement in a group.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Row<'a> {
     pub file: &'a Path,
     /// Other files that hold exactly this measurement.
     pub also: Vec<&'a Path>,
     pub result: &'a EvalResult,
+    /// Name of the series: the recipe, or `dense`, with the cache's format where there are several.
+    pub series: String,
+    /// Whether this is the dense model's line.
+    pub reference: bool,
     /// Against the dense reference; none without one.
     pub relative: Option<Relative>,
 }
@@ -48,7 +62,7 @@ impl Row<'_> {
         self.result.model.recipe.is_none()
     }
 
-    /// Name of the series: the recipe, or `dense`.
+    /// The recipe, or `dense`.
     pub fn recipe(&self) -> &str {
         self.result.model.recipe.as_deref().unwrap_or("dense")
     }
@@ -65,16 +79,48 @@ impl<'a> Group<'a> {
         self.rows.first().filter(|row| row.is_dense())
     }
 
-    /// Compressed rows by recipe, in recipe order; each from the largest keep ratio to the smallest.
+    /// The rows that are points of the chart: against the keep ratio the dense model is a line alone.
+    pub fn points(&self) -> impl Iterator<Item = &Row<'a>> {
+        let all = self.axis == Axis::CacheBytes;
+        self.rows.iter().filter(move |row| all || !row.is_dense())
+    }
+
+    /// The points by series, in their order; each from the largest keep ratio to the smallest.
     pub fn series(&self) -> Vec<(&str, Vec<&Row<'a>>)> {
         let mut series: Vec<(&str, Vec<&Row<'a>>)> = Vec::new();
-        for row in self.rows.iter().filter(|row| !row.is_dense()) {
+        for row in self.points() {
             match series.last_mut() {
-                Some((name, rows)) if *name == row.recipe() => rows.push(row),
-                _ => series.push((row.recipe(), vec![row])),
+                Some((name, rows)) if *name == row.series => rows.push(row),
+                _ => series.push((&row.series, vec![row])),
             }
         }
         series
+    }
+
+    /// Where a row stands on the x axis.
+    pub fn x(&self, row: &Row<'_>) -> f64 {
+        match self.axis {
+            Axis::KeepRatio => row.result.model.keep_ratio,
+            Axis::CacheBytes => row.result.kv_bytes_per_token.unwrap_or(0) as f64,
+        }
+    }
+
+    /// The same measurements against the bytes of the KV cache; none where these do not differ.
+    pub fn by_cache(&self) -> Option<Self> {
+        let known = |row: &&Row<'_>| row.result.kv_bytes_per_token.is_some_and(|n| n > 0);
+        let mut rows: Vec<_> = self.rows.iter().filter(known).cloned().collect();
+        let bytes = |row: &Row<'_>| row.result.kv_bytes_per_token;
+        let differ = rows
+            .windows(2)
+            .any(|pair| bytes(&pair[0]) != bytes(&pair[1]));
+        // Formats of the dense model are one line, from f32 on.
+        for row in rows.iter_mut().filter(|row| row.is_dense()) {
+            row.series = row.recipe().to_owned();
+        }
+        differ.then_some(Group {
+            axis: Axis::CacheBytes,
+            rows,
+        })
     }
 
     /// The result all rows agree with about corpus and protocol.
@@ -151,10 +197,10 @@ fn name_and_window<'a>(group: &Group<'a>) -> Option<(&'a str, u64)> {
 /// Adds a measurement, or only its file when the same measurement is there already.
 fn add<'a>(rows: &mut Vec<Row<'a>>, evaluation: &'a Evaluation) -> Result<(), ReportError> {
     let result = &evaluation.result;
-    for row in rows
-        .iter_mut()
-        .filter(|row| row.result.model.sha256 == result.model.sha256)
-    {
+    for row in rows.iter_mut().filter(|row| {
+        // What a cache rounds changes the model.
+        row.result.model.sha256 == result.model.sha256 && cache(row.result) == cache(result)
+    }) {
         let (ours, theirs) = (&result.perplexity, &row.result.perplexity);
         let same_place = row.result.device == result.device && row.result.dtype == result.dtype;
         if same_place && ours.window_nll == theirs.window_nll {
@@ -175,6 +221,8 @@ fn add<'a>(rows: &mut Vec<Row<'a>>, evaluation: &'a Evaluation) -> Result<(), Re
         file: &evaluation.file,
         also: Vec::new(),
         result,
+        series: String::new(),
+        reference: false,
         relative: None,
     });
     Ok(())
@@ -186,6 +234,7 @@ fn compare(mut rows: Vec<Row<'_>>) -> Result<Group<'_>, ReportError> {
         let (left, right) = (&a.result.model, &b.result.model);
         left.recipe
             .cmp(&right.recipe)
+            .then(cache(b.result).bits().cmp(&cache(a.result).bits()))
             .then(right.keep_ratio.total_cmp(&left.keep_ratio))
             .then_with(|| left.name.cmp(&right.name))
             .then_with(|| a.file.cmp(b.file))
@@ -195,12 +244,30 @@ fn compare(mut rows: Vec<Row<'_>>) -> Result<Group<'_>, ReportError> {
         .filter(|row| row.is_dense())
         .map(|row| (row.file.to_path_buf(), row.result));
     if let Some((file, reference)) = dense {
+        rows[0].reference = true;
         for row in &mut rows {
             related(&file, reference, row)?;
             row.relative = Some(relative(reference, row.result));
         }
     }
-    Ok(Group { rows })
+    let several = rows
+        .windows(2)
+        .any(|pair| cache(pair[0].result) != cache(pair[1].result));
+    for row in &mut rows {
+        row.series = match several {
+            true => format!("{}, {} cache", row.recipe(), cache(row.result)),
+            false => row.recipe().to_owned(),
+        };
+    }
+    Ok(Group {
+        axis: Axis::KeepRatio,
+        rows,
+    })
+}
+
+/// The format of the cache; results that do not say were made with f32.
+fn cache(result: &EvalResult) -> CacheFormat {
+    result.cache.unwrap_or_default()
 }
 
 /// Rejects a row that cannot have been made from the reference.

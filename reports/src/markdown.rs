@@ -11,25 +11,28 @@ use crate::wording;
 pub(crate) fn markdown(
     title: &str,
     groups: &[Group<'_>],
-    figures: &[Figure],
+    figures: &[Vec<Figure<'_>>],
     models: &[Compressed<'_>],
     layers: Option<&LayerFigures>,
 ) -> String {
     let mut text = format!("# {}\n", escape(title));
-    for (group, figure) in groups.iter().zip(figures) {
+    for (group, figures) in groups.iter().zip(figures) {
         text.push_str(&format!("\n## {}\n\n", escape(&wording::heading(group))));
         for finding in findings(group) {
             text.push_str(&format!("{}\n\n", escape(&finding)));
         }
-        text.push_str(&format!(
-            "![{}]({})\n\n",
-            escape(&wording::chart_title(group)),
-            figure.png
-        ));
+        for figure in figures {
+            let title = escape(&wording::chart_title(&figure.group));
+            text.push_str(&format!("![{title}]({})\n\n", figure.png));
+        }
         text.push_str(&table(group));
+        let data: Vec<String> = figures
+            .iter()
+            .map(|figure| format!("[{}]({})", figure.csv, figure.csv))
+            .collect();
         text.push_str(&format!(
-            "\nWeights are those in memory; tokens/s is scoring speed. Data: [{}]({}).\n\n",
-            figure.csv, figure.csv
+            "\nWeights are those in memory; tokens/s is scoring speed. Data: {}.\n\n",
+            data.join(", ")
         ));
         let protocol: Vec<String> = wording::protocol(group)
             .iter()
@@ -103,7 +106,7 @@ fn table(group: &Group<'_>) -> String {
         text.push_str(&format!(
             "| {} | {} | {} | {} | {} | {} | {} | {} |\n",
             escape(&model.name),
-            escape(row.recipe()),
+            escape(&row.series),
             wording::keep_ratio(model.keep_ratio),
             number::with_error(measured.perplexity, row.stderr()),
             times(row),
@@ -119,7 +122,7 @@ fn table(group: &Group<'_>) -> String {
 fn times(row: &Row<'_>) -> String {
     match row.relative {
         None => "–".to_owned(),
-        Some(_) if row.is_dense() => "1".to_owned(),
+        Some(_) if row.reference => "1".to_owned(),
         Some(relative) => number::with_error(relative.times, relative.stderr),
     }
 }

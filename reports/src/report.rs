@@ -8,14 +8,19 @@ use crate::chart::{self, Place, Quantity};
 use crate::compression::{self, Compressed};
 use crate::csv::{self, csv};
 use crate::error::ReportError;
-use crate::group;
+use crate::group::{self, Axis, Group};
 use crate::html;
 use crate::input::Results;
 use crate::markdown::markdown;
 use crate::output::Staged;
 
 /// Base name of a chart's files.
-const CHART: &str = "perplexity-vs-keep-ratio";
+fn chart_stem(axis: Axis) -> &'static str {
+    match axis {
+        Axis::KeepRatio => "perplexity-vs-keep-ratio",
+        Axis::CacheBytes => "kv-cache-bytes-vs-perplexity",
+    }
+}
 /// Base names of the heat maps' files.
 const HEAT_MAPS: [(Quantity, &str); 2] = [
     (Quantity::Kept, "kept-share-by-layer"),
@@ -63,8 +68,10 @@ pub struct Report {
     pub data: Vec<PathBuf>,
 }
 
-/// File names and contents of one group's chart.
-pub(crate) struct Figure {
+/// File names and contents of one chart of a group.
+pub(crate) struct Figure<'a> {
+    /// The measurements as the chart shows them.
+    pub group: Group<'a>,
     pub svg: String,
     pub png: String,
     pub csv: String,
@@ -74,20 +81,26 @@ pub(crate) struct Figure {
     pub table: String,
 }
 
-impl Figure {
-    fn new(index: usize, group: &group::Group<'_>) -> Result<Self, ReportError> {
-        let stem = if index == 0 {
-            CHART.to_owned()
-        } else {
-            format!("{CHART}-{}", index + 1)
+impl<'a> Figure<'a> {
+    fn new(index: usize, group: Group<'a>) -> Result<Self, ReportError> {
+        let stem = match index {
+            0 => chart_stem(group.axis).to_owned(),
+            _ => format!("{}-{}", chart_stem(group.axis), index + 1),
         };
         Ok(Self {
             svg: format!("{stem}.svg"),
             png: format!("{stem}.png"),
             csv: format!("{stem}.csv"),
-            drawing: chart::svg(group, Place::Figure)?,
-            table: csv(group),
+            drawing: chart::svg(&group, Place::Figure)?,
+            table: csv(&group),
+            group,
         })
+    }
+
+    /// The charts of one group: against keep ratio, and against the cache's bytes where these differ.
+    fn all(index: usize, group: &Group<'a>) -> Result<Vec<Self>, ReportError> {
+        let views = std::iter::once(group.clone()).chain(group.by_cache());
+        views.map(|view| Self::new(index, view)).collect()
     }
 }
 
@@ -150,7 +163,8 @@ impl LayerFigures {
 /// the same names are replaced, and only when all are complete.
 ///
 /// - For every set of comparable evaluations a chart as `.svg` and `.png` and its numbers as `.csv`. The first chart is
-///   `perplexity-vs-keep-ratio`, further ones carry a number. Evaluations are comparable when they scored the same windows
+///   `perplexity-vs-keep-ratio`, further ones carry a number; where caches differ in bytes, `kv-cache-bytes-vs-perplexity`
+///   stands beside it. Evaluations are comparable when they scored the same windows
 ///   of the same tokens of the same text.
 /// - With compressions, the heat maps `kept-share-by-layer` and `output-error-by-layer` of at most twelve models, and
 ///   `compression-by-layer.csv` of all.
@@ -170,7 +184,7 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
     let figures = groups
         .iter()
         .enumerate()
-        .map(|(index, group)| Figure::new(index, group));
+        .map(|(index, group)| Figure::all(index, group));
     let figures = figures.collect::<Result<Vec<_>, _>>()?;
     let layers = LayerFigures::new(&models)?;
     let layers = layers.as_ref();
@@ -179,14 +193,17 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
 
     let mut staged = Staged::new(out)?;
     let (mut images, mut data) = (Vec::new(), Vec::new());
-    let charts = figures.iter().map(|f| (&f.svg, &f.png, &f.drawing));
+    let charts = figures
+        .iter()
+        .flatten()
+        .map(|f| (&f.svg, &f.png, &f.drawing));
     let maps = layers.map_or(&[][..], |layers| &layers.figures);
     let maps = maps.iter().map(|f| (&f.svg, &f.png, &f.drawing));
     for (svg, png, drawing) in charts.chain(maps) {
         images.push(staged.add(svg, drawing.as_bytes())?);
         images.push(staged.add(png, &chart::png(drawing)?)?);
     }
-    let tables = figures.iter().map(|f| (&f.csv, &f.table));
+    let tables = figures.iter().flatten().map(|f| (&f.csv, &f.table));
     for (name, table) in tables.chain(layers.map(|layers| (&layers.csv, &layers.table))) {
         data.push(staged.add(name, table.as_bytes())?);
     }

@@ -1,13 +1,17 @@
 //! Sentences and headings that chart, page and Markdown share, so that they never disagree.
 
-use crate::group::Group;
+use crate::group::{Axis, Group};
 use crate::number;
 
 /// `Perplexity against keep ratio: smollm2`.
 pub(crate) fn chart_title(group: &Group<'_>) -> String {
+    let title = match group.axis {
+        Axis::KeepRatio => "Perplexity against keep ratio",
+        Axis::CacheBytes => "KV cache bytes per token against perplexity",
+    };
     match group.model() {
-        Some(model) => format!("Perplexity against keep ratio: {model}"),
-        None => "Perplexity against keep ratio".to_owned(),
+        Some(model) => format!("{title}: {model}"),
+        None => title.to_owned(),
     }
 }
 
@@ -74,15 +78,17 @@ pub(crate) fn chart_description(group: &Group<'_>) -> String {
     let mut parts = Vec::new();
     for row in &group.rows {
         let value = number::with_error(row.result.perplexity.perplexity, row.stderr());
-        if row.is_dense() {
-            parts.push(format!("dense: {value}"));
-        } else {
-            parts.push(format!(
-                "{} at keep ratio {}: {value}",
-                row.recipe(),
-                keep_ratio(row.result.model.keep_ratio)
-            ));
-        }
+        parts.push(match group.axis {
+            Axis::KeepRatio if row.is_dense() => format!("dense: {value}"),
+            Axis::KeepRatio => {
+                let keep = keep_ratio(row.result.model.keep_ratio);
+                format!("{} at keep ratio {keep}: {value}", row.series)
+            }
+            Axis::CacheBytes => {
+                let bytes = number::count(row.result.kv_bytes_per_token.unwrap_or(0));
+                format!("{} with {bytes} bytes a token: {value}", row.series)
+            }
+        });
     }
     format!("Perplexity, lower is better. {}.", parts.join("; "))
 }

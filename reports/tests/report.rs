@@ -8,7 +8,7 @@ use resvg::tiny_skia::{Pixmap, PremultipliedColorU8};
 
 mod common;
 
-use common::{crowded, evaluation, sample};
+use common::{cached, crowded, evaluation, sample};
 
 fn written(evaluations: &[Evaluation], out: &Path) -> Report {
     write(&evaluations.to_vec().into(), out, &Options::default()).expect("the sample is sound")
@@ -60,6 +60,38 @@ fn writes_the_named_files_and_nothing_else() {
         folder.path().join("report.html").to_string_lossy().as_ref()
     );
     assert_eq!(json["figures"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn caches_of_different_sizes_get_a_chart_of_their_own() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let report = written(&cached(), folder.path());
+    assert_eq!((report.figures.len(), report.data.len()), (4, 2));
+    let stem = "kv-cache-bytes-vs-perplexity";
+    let drawing = folder.path().join(format!("{stem}.svg"));
+    let drawing = fs::read_to_string(drawing).expect("written");
+    for text in [
+        "palu, q8 cache",
+        "palu, q4 cache",
+        ">dense<",
+        "KV cache bytes per token",
+    ] {
+        assert!(drawing.contains(text), "{text}");
+    }
+    let numbers = fs::read_to_string(folder.path().join(format!("{stem}.csv"))).expect("written");
+    assert_eq!(numbers.lines().count(), 7);
+    assert!(numbers.contains(",f16,23040,"), "{numbers}");
+    let page = fs::read_to_string(report.html).expect("written");
+    assert_eq!(page.matches("<figure>").count(), 2);
+    let text = fs::read_to_string(report.markdown).expect("written");
+    assert!(text.contains(&format!("({stem}.png)")) && text.contains(&format!("({stem}.csv)")));
+    // Caches of one size have nothing to show.
+    let mut same = cached();
+    for evaluation in &mut same {
+        evaluation.result.kv_bytes_per_token = Some(46_080);
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    assert_eq!(written(&same, folder.path()).figures.len(), 2);
 }
 
 #[test]

@@ -1,17 +1,22 @@
 //! `cinder bench`
 
+mod context;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
+use cinder::models::cache::CacheFormat;
 use cinder::models::decode::{SamplingSettings, generate};
 use cinder::models::ops::{self, Machine};
 use cinder::models::progress::Progress;
 use cinder::models::{Decoder, Precision};
 use serde_json::{Value, json};
 
-use super::context::{Context, Usage, Weights};
+use super::context::{Cache, Context, Usage, Weights};
 use super::format::{bytes, pairs, table};
+use super::memory::{Length, peak_resident_bytes};
+use context::AtContext;
 
 /// Measure speed and memory
 ///
@@ -19,18 +24,29 @@ use super::format::{bytes, pairs, table};
 /// one at a time, with a KV cache. Each figure is the median of the runs. What the machine could do at most is measured in
 /// the same run: products of f32 (of bf16, with bf16 weights) a second from registers, which bounds prefill but for the
 /// block formats, whose whole-number products are faster; and bytes a second from memory, which bounds decoding.
+///
+/// With `--context`, a cache of each length is filled with random numbers, because what they are does not change the work,
+/// and tokens are decoded behind it.
 #[derive(clap::Args)]
 pub struct Args {
     /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
     model: String,
     #[command(flatten)]
     weights: Weights,
+    #[command(flatten)]
+    cache: Cache,
     /// Lengths of the prompts that are prefilled, in tokens
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "512")]
     prefill: Vec<usize>,
     /// Contexts after which tokens are decoded, in tokens
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "128")]
     decode: Vec<usize>,
+    /// Also decode behind caches filled to these lengths, in tokens: time, attention's share of it, and memory
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    context: Vec<usize>,
+    /// Measure contexts longer than the model was made for: its text would be of no use there, its speed is the same
+    #[arg(long)]
+    beyond_context: bool,
     /// Tokens to decode in each run
     #[arg(long, value_name = "N", default_value_t = 64)]
     tokens: usize,
@@ -52,29 +68,31 @@ struct Measured {
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
-    let lengths = || args.prefill.iter().chain(&args.decode);
+    let lengths = || args.prefill.iter().chain(&args.decode).chain(&args.context);
     if args.runs == 0 || args.tokens < 2 || lengths().any(|n| *n == 0) {
         let what = "`--runs` and the lengths must be at least 1, `--tokens` at least 2";
         return Err(Usage::new(what, "see `cinder bench --help`").into());
     }
     let checkpoint = context.open(&args.model)?;
-    let longest = args
-        .prefill
-        .iter()
-        .copied()
-        .chain(args.decode.iter().map(|n| n + args.tokens))
-        .map(|n| n + 1)
-        .max();
+    let format = args.cache.format(&checkpoint)?;
     let most = checkpoint.config().max_context;
-    if longest.unwrap_or(0) > most {
-        return Err(Usage::new(
-            format!(
-                "{} tokens do not fit the model's context of {most}",
-                longest.unwrap_or(0)
-            ),
-            "give shorter lengths",
-        )
-        .into());
+    let behind = |contexts: &[usize]| {
+        let longest = contexts.iter().max();
+        longest.map_or(0, |n| n.saturating_add(args.tokens + 1))
+    };
+    let prompts = args.prefill.iter().chain(&args.decode).max();
+    let longest = prompts.map_or(0, |n| n + 1).max(behind(&args.decode));
+    let context_length = behind(&args.context);
+    if longest > most || (context_length > most && !args.beyond_context) {
+        let hint = match longest > most {
+            true => "give shorter lengths",
+            false => {
+                "give shorter lengths, or `--beyond-context` to measure speed there all the same"
+            }
+        };
+        let longest = longest.max(context_length);
+        let what = format!("{longest} tokens do not fit the model's context of {most}");
+        return Err(Usage::new(what, hint).into());
     }
     let precision = args.weights.weights;
     let weight_bytes = checkpoint.memory_bytes(precision);
@@ -92,10 +110,15 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         attention: (checkpoint.config().layers
             * checkpoint.config().heads
             * checkpoint.config().head_dim) as u64,
-        cache: checkpoint.config().kv_bytes_per_token(),
+        cache: checkpoint.kv_bytes_per_token(format),
     };
     let start = Instant::now();
-    let decoder = checkpoint.load(precision, &context.device, &context.printer)?;
+    let length = Length {
+        held: longest.max(context_length),
+        at_once: prompts.copied().unwrap_or(1),
+    };
+    let mut decoder = context.decoder(&checkpoint, precision, format, length)?;
+    decoder.allow_context(context_length);
     let load_seconds = start.elapsed().as_secs_f64();
     let steps = (lengths().count() * (args.runs + 1)) as u64;
     context.printer.start("measuring", steps);
@@ -106,8 +129,34 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     for &length in &args.decode {
         measured.push(scalars.decode(context, &decoder, length, args.tokens, args.runs)?);
     }
+    let kv_heads = checkpoint.config().kv_heads;
+    let mut at_context = Vec::new();
+    for &length in &args.context {
+        at_context.push(context::measure(
+            context,
+            &decoder,
+            kv_heads,
+            length,
+            args.tokens,
+            args.runs,
+        )?);
+    }
     context.printer.finish();
-    report(context, &args, &scalars, &measured, load_seconds)
+    let found = Found {
+        format,
+        measured,
+        at_context,
+        load_seconds,
+    };
+    report(context, &args, &scalars, &found)
+}
+
+/// All that was measured.
+struct Found {
+    format: CacheFormat,
+    measured: Vec<Measured>,
+    at_context: Vec<AtContext>,
+    load_seconds: f64,
 }
 
 /// What a token costs.
@@ -243,15 +292,15 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-fn report(
-    context: &Context,
-    args: &Args,
-    work: &Work,
-    measured: &[Measured],
-    load_seconds: f64,
-) -> Result<ExitCode> {
+fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<ExitCode> {
+    let Found {
+        format,
+        measured,
+        at_context,
+        load_seconds,
+    } = found;
     // Before the machine is measured, which takes memory of its own.
-    let peak_rss = peak_rss_bytes();
+    let peak_rss = peak_resident_bytes();
     let machine = ops::machine();
     let fraction = |m: &Measured| m.demand / work.limit(m.what, &machine);
     let of = |what: &str| {
@@ -279,11 +328,13 @@ fn report(
         "model": args.model,
         "weights": work.precision,
         "weight_bytes": work.weight_bytes,
+        "cache": format,
         "kv_bytes_per_token": work.cache,
         "prefill_tokens_per_second": first("prefill"),
         "decode_tokens_per_second": first("decode"),
         "prefill": list("prefill"),
         "decode": list("decode"),
+        "context": context::json(at_context),
         "peak_rss_bytes": peak_rss,
         "load_seconds": load_seconds,
         "runs": args.runs,
@@ -318,7 +369,10 @@ fn report(
             "weights",
             format!("{} as {}", bytes(work.weight_bytes), work.precision),
         ),
-        ("KV cache per token", bytes(work.cache)),
+        (
+            "KV cache per token",
+            format!("{} as {format}", bytes(work.cache)),
+        ),
         (
             "peak memory (resident)",
             peak_rss.map_or("unknown".into(), bytes),
@@ -335,16 +389,9 @@ fn report(
             ),
         ),
     ]);
+    let contexts = context::table(at_context).map_or(String::new(), |t| format!("{t}\n\n"));
     context
         .printer
-        .result(&value, &format!("{rates}\n\n{facts}"))?;
+        .result(&value, &format!("{rates}\n\n{contexts}{facts}"))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The most memory this process has had resident, mapped files included; none where the system does not say.
-fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
 }

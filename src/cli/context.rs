@@ -6,11 +6,12 @@ use anyhow::Result;
 use burn::tensor::Device;
 use cinder::eval::{Corpus, CorpusFormat, Half, ModelIdentity, boolq};
 use cinder::fetch::{self, Fetcher};
+use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
-use cinder::models::tokenizer::Tokenizer;
 use cinder::models::{Decoder, Hint, Precision};
 
 use super::Global;
+use super::memory::{self, Demand, Length};
 use crate::printer::Printer;
 
 /// A command line that can not be carried out as it is written; exit code 2.
@@ -47,14 +48,6 @@ impl Hint for NotFetched {
     }
 }
 
-/// A model that is ready to run.
-pub struct Loaded {
-    pub checkpoint: Checkpoint,
-    pub tokenizer: Tokenizer,
-    pub decoder: Decoder,
-    pub precision: Precision,
-}
-
 /// The option of every verb that loads a model.
 #[derive(clap::Args, Clone, Copy)]
 pub struct Weights {
@@ -64,6 +57,36 @@ pub struct Weights {
     /// it to 16 bits in blocks of 32. The 4-bit formats keep the embedding and the head at 8 bits.
     #[arg(long, value_name = "PRECISION", default_value_t = Precision::F32)]
     pub weights: Precision,
+}
+
+/// The option of every verb that runs a model, whose attention reads a KV cache.
+#[derive(clap::Args, Clone, Copy)]
+pub struct Cache {
+    /// Keep the KV cache as f32, f16, q8, q4, q3 or q2 [default: what the model declares, else f32]
+    ///
+    /// f16 halves it and costs next to no quality. The q formats are for models that cache latents: a code of that many bits
+    /// for each latent number, and a scale and a minimum for each token and group of heads. Perplexity is measured through
+    /// the format too.
+    #[arg(long, value_name = "FORMAT")]
+    cache: Option<CacheFormat>,
+}
+
+impl Cache {
+    /// The format asked for, else the one the model declares.
+    ///
+    /// # Errors
+    /// [`Usage`] for a format that this model's cache can not have.
+    pub fn format(self, checkpoint: &Checkpoint) -> Result<CacheFormat> {
+        let Some(format) = self.cache else {
+            return Ok(checkpoint.cache_format());
+        };
+        match checkpoint.check_cache_format(format) {
+            Ok(()) => Ok(format),
+            Err(error) => {
+                Err(Usage::new(error.to_string(), error.hint().unwrap_or_default()).into())
+            }
+        }
+    }
 }
 
 /// Shared by all verbs of one run.
@@ -107,22 +130,21 @@ impl Context {
         Ok(Checkpoint::open(&cinder::fetch::resolve_model(model)?)?)
     }
 
-    /// Opens a model and loads all of it.
-    pub fn load(&self, model: &str, weights: Weights) -> Result<Loaded> {
-        self.load_opened(self.open(model)?, weights.weights)
-    }
-
-    /// Loads all of a model that is open.
-    pub fn load_opened(&self, checkpoint: Checkpoint, precision: Precision) -> Result<Loaded> {
-        // The tokenizer first: a missing one should not cost the time of loading.
-        let tokenizer = checkpoint.tokenizer()?;
-        let decoder = checkpoint.load(precision, &self.device, &self.printer)?;
-        Ok(Loaded {
-            checkpoint,
-            tokenizer,
-            decoder,
-            precision,
-        })
+    /// Loads all of a model, after a look at whether it and its cache fit in memory.
+    ///
+    /// # Errors
+    /// [`DoesNotFit`](super::memory::DoesNotFit), and those of loading.
+    pub fn decoder(
+        &self,
+        checkpoint: &Checkpoint,
+        precision: Precision,
+        format: CacheFormat,
+        length: Length,
+    ) -> Result<Decoder> {
+        Demand::of(checkpoint, precision, format, length).check(memory::available_bytes())?;
+        let mut decoder = checkpoint.load(precision, &self.device, &self.printer)?;
+        decoder.set_cache_format(format)?;
+        Ok(decoder)
     }
 
     /// Reads a text by path, or a half of BoolQ's passages by name.

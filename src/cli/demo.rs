@@ -193,7 +193,8 @@ impl Evaluation<'_> {
             name: None,
             command,
         };
-        let result = measure(context, checkpoint, Precision::F32, &question)?;
+        let format = checkpoint.cache_format();
+        let result = measure(context, &checkpoint, Precision::F32, format, &question)?;
         let p = &result.perplexity;
         context.printer.say(&format!(
             "{name}: perplexity {:.2} ± {:.2}",

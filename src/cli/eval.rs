@@ -9,10 +9,12 @@ use std::time::Instant;
 use anyhow::Result;
 use cinder::eval::{EvalResult, SCHEMA, WindowChoice, perplexity};
 use cinder::models::Precision;
+use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
 use clap::Subcommand;
 
-use super::context::{Context, Weights, command_line, identity};
+use super::context::{Cache, Context, Weights, command_line, identity};
+use super::memory::Length;
 
 #[derive(Subcommand)]
 pub enum Kind {
@@ -38,6 +40,8 @@ pub struct PplArgs {
     windows: Option<WindowChoice>,
     #[command(flatten)]
     weights: Weights,
+    #[command(flatten)]
+    cache: Cache,
     /// Name of the model in reports
     #[arg(long)]
     name: Option<String>,
@@ -96,7 +100,14 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
         name: args.name,
         command: command_line(),
     };
-    let result = measure(context, checkpoint, args.weights.weights, &question)?;
+    let format = args.cache.format(&checkpoint)?;
+    let result = measure(
+        context,
+        &checkpoint,
+        args.weights.weights,
+        format,
+        &question,
+    )?;
     let value = serde_json::to_value(&result)?;
     let p = &result.perplexity;
     let text = format!(
@@ -110,11 +121,12 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Measures the perplexity of a model and says everything about how.
+/// Measures the perplexity of a model, through a cache of this format, and says everything about how.
 pub fn measure(
     context: &Context,
-    checkpoint: Checkpoint,
+    checkpoint: &Checkpoint,
     precision: Precision,
+    format: CacheFormat,
     question: &Question<'_>,
 ) -> Result<EvalResult> {
     let Question {
@@ -124,15 +136,20 @@ pub fn measure(
         ..
     } = question;
     // Before the weights are there: tokenising a whole corpus takes more memory than evaluating it.
-    let tokens = checkpoint.tokenizer()?.encode(&corpus.text())?;
-    let loaded = context.load_opened(checkpoint, precision)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let tokens = tokenizer.encode(&corpus.text())?;
+    let length = Length {
+        held: 0,
+        at_once: *window,
+    };
+    let decoder = context.decoder(checkpoint, precision, format, length)?;
     let start = Instant::now();
     let perplexity = perplexity(
-        &loaded.decoder,
+        &decoder,
         &tokens,
         *window,
         windows,
-        loaded.tokenizer.bos_ids(),
+        tokenizer.bos_ids(),
         &context.printer,
     )?;
     let seconds = start.elapsed().as_secs_f64();
@@ -140,15 +157,17 @@ pub fn measure(
         schema: SCHEMA,
         tool_version: env!("CARGO_PKG_VERSION").into(),
         model: identity(
-            &loaded.checkpoint,
-            loaded.precision,
+            checkpoint,
+            precision,
             &question.model,
             question.name.clone(),
         )?,
         corpus: corpus.identity(tokens.len() as u64),
         perplexity,
         device: context.device_name.clone(),
-        dtype: loaded.precision.name().into(),
+        dtype: precision.name().into(),
+        cache: Some(format),
+        kv_bytes_per_token: Some(checkpoint.kv_bytes_per_token(format)),
         command: question.command.clone(),
         seconds,
     })

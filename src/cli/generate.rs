@@ -6,7 +6,8 @@ use anyhow::Result;
 use cinder::models::decode::{SamplingSettings, generate};
 use serde_json::json;
 
-use super::context::{Context, Loaded, Usage, Weights};
+use super::context::{Cache, Context, Usage, Weights};
+use super::memory::Length;
 
 /// Continue a prompt
 ///
@@ -17,6 +18,8 @@ pub struct Args {
     model: String,
     #[command(flatten)]
     weights: Weights,
+    #[command(flatten)]
+    cache: Cache,
     /// The text to continue; it is used as it is, without a chat template
     #[arg(long)]
     prompt: String,
@@ -54,10 +57,16 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     settings
         .check()
         .map_err(|e| Usage::new(e.to_string(), "see `cinder generate --help`"))?;
-    let Loaded {
-        tokenizer, decoder, ..
-    } = context.load(&args.model, args.weights)?;
+    let checkpoint = context.open(&args.model)?;
+    let format = args.cache.format(&checkpoint)?;
+    let tokenizer = checkpoint.tokenizer()?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
+    let asked = prompt.len().saturating_add(args.max_new_tokens);
+    let length = Length {
+        held: asked.min(checkpoint.config().max_context),
+        at_once: prompt.len(),
+    };
+    let decoder = context.decoder(&checkpoint, args.weights.weights, format, length)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
     let mut started = false;
     let generation = generate(
@@ -90,6 +99,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "tokens_per_second": generation.tokens_per_second(),
         "sampling": settings,
         "bos_ids": tokenizer.bos_ids(),
+        "cache": format,
+        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(format),
     });
     context.printer.result(&value, "\n")?;
     if let Some(speed) = generation.tokens_per_second() {

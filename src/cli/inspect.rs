@@ -6,11 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cinder::models::Precision;
+use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::{Checkpoint, ProjectionInfo};
 use serde_json::{Value, json};
 
-use super::context::{Context, Weights};
+use super::context::{Cache, Context, Weights};
 use super::format::{bytes, count, pairs, table};
+use super::memory::rotary_bytes_per_token;
 
 /// Show what a model is
 ///
@@ -21,6 +23,8 @@ pub struct Args {
     model: String,
     #[command(flatten)]
     weights: Weights,
+    #[command(flatten)]
+    cache: Cache,
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
@@ -34,7 +38,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let memory = checkpoint.memory_bytes(precision);
     let memory_label = format!("bytes in memory ({precision})");
     let on_disk: u64 = checkpoint.tensors().iter().map(|(_, i)| i.bytes).sum();
-    let kv = config.kv_bytes_per_token();
+    let format = args.cache.format(&checkpoint)?;
+    let kv = checkpoint.kv_bytes_per_token(format);
+    let kv_label = format!("KV cache bytes per token ({format})");
     let value = json!({
         "path": checkpoint.path(),
         "format": checkpoint.format().name(),
@@ -56,7 +62,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "weights": precision,
         "bytes": memory,
         "bytes_on_disk": on_disk,
+        "cache": format,
         "kv_bytes_per_token": kv,
+        "latents": checkpoint.has_latents().then(|| latents(&checkpoint)),
         "sites": sites(&projections, precision),
         "manifest": checkpoint.manifest().map(|m| json!({
             "recipe": m.recipe, "source": m.source, "calibration": m.calibration,
@@ -90,12 +98,82 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         ("keep ratio", format!("{keep_ratio:.4}")),
         (memory_label.as_str(), bytes(memory)),
         ("bytes on disk", bytes(on_disk)),
-        ("KV cache bytes per token (f32)", bytes(kv)),
+        (kv_label.as_str(), bytes(kv)),
     ]);
     writeln!(text, "{summary}\n\n{}", site_table(&projections, precision))?;
+    if checkpoint.has_latents() {
+        writeln!(text, "\n{}", latent_table(&checkpoint))?;
+    }
     manifest_summary(&checkpoint, &mut text)?;
     context.printer.result(&value, &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Formats with the bytes that one token takes in them, in all layers.
+fn formats(checkpoint: &Checkpoint) -> Vec<(CacheFormat, u64)> {
+    let possible = |format: &CacheFormat| checkpoint.check_cache_format(*format).is_ok();
+    let formats = CacheFormat::ALL.into_iter().filter(possible);
+    formats
+        .map(|format| (format, checkpoint.kv_bytes_per_token(format)))
+        .collect()
+}
+
+/// Numbers that keys and values of one token have in a layer.
+fn dense_numbers(checkpoint: &Checkpoint) -> usize {
+    2 * checkpoint.config().kv_heads * checkpoint.config().head_dim
+}
+
+/// Numbers cached over those of keys and values, in all layers.
+fn cached_share(checkpoint: &Checkpoint) -> f64 {
+    let cached = checkpoint.kv_numbers_per_token();
+    let dense = dense_numbers(checkpoint) * cached.len();
+    cached.iter().sum::<usize>() as f64 / dense as f64
+}
+
+fn latents(checkpoint: &Checkpoint) -> Value {
+    let by_format = formats(checkpoint).into_iter();
+    let by_format = by_format.map(|(format, bytes)| (format.to_string(), json!(bytes)));
+    json!({
+        "numbers_per_token_by_layer": checkpoint.kv_numbers_per_token(),
+        "dense_numbers_per_token": dense_numbers(checkpoint),
+        "ratio": cached_share(checkpoint),
+        "bytes_per_token": by_format.collect::<serde_json::Map<_, _>>(),
+        "rotary_bytes_per_token": rotary_bytes_per_token(checkpoint),
+    })
+}
+
+/// What a token takes in the cache: one line for each format, scales and minimums counted, and the rotations that rebuilt
+/// keys need.
+fn latent_table(checkpoint: &Checkpoint) -> comfy_table::Table {
+    let numbers = checkpoint.kv_numbers_per_token();
+    let (least, most) = (numbers.iter().min(), numbers.iter().max());
+    let range = match (least, most) {
+        (Some(least), Some(most)) if least < most => format!("{least} to {most}"),
+        _ => most.map_or(String::new(), usize::to_string),
+    };
+    let dense = checkpoint.config().layers as u64 * 4 * dense_numbers(checkpoint) as u64;
+    let mut rows = vec![(
+        "latent numbers per token and layer".to_owned(),
+        format!(
+            "{range} of {} ({:.3})",
+            dense_numbers(checkpoint),
+            cached_share(checkpoint)
+        ),
+    )];
+    rows.extend(formats(checkpoint).into_iter().map(|(format, n)| {
+        let share = n as f64 / dense as f64;
+        let name = format!("bytes per token as {format}");
+        (name, format!("{} ({share:.3} of dense f32)", count(n)))
+    }));
+    rows.push((
+        "rotary table per token, once for all layers".to_owned(),
+        count(rotary_bytes_per_token(checkpoint)),
+    ));
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.clone()))
+        .collect();
+    pairs(&rows)
 }
 
 /// Totals by (site, kind).

@@ -7,8 +7,9 @@ use burn::tensor::Tensor;
 use cinder::models::ops::log_sum_exp;
 use serde_json::json;
 
-use super::context::{Context, Loaded, Weights};
+use super::context::{Cache, Context, Weights};
 use super::format::table;
+use super::memory::Length;
 
 /// Show the most likely next tokens at each position of a text
 ///
@@ -19,6 +20,8 @@ pub struct Args {
     model: String,
     #[command(flatten)]
     weights: Weights,
+    #[command(flatten)]
+    cache: Cache,
     /// The text
     #[arg(long)]
     text: String,
@@ -28,10 +31,15 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
-    let Loaded {
-        tokenizer, decoder, ..
-    } = context.load(&args.model, args.weights)?;
+    let checkpoint = context.open(&args.model)?;
+    let format = args.cache.format(&checkpoint)?;
+    let tokenizer = checkpoint.tokenizer()?;
     let ids = tokenizer.encode(&args.text)?;
+    let length = Length {
+        held: 0,
+        at_once: ids.len(),
+    };
+    let decoder = context.decoder(&checkpoint, args.weights.weights, format, length)?;
     let hidden = decoder.hidden(std::slice::from_ref(&ids), None)?;
     let [_, tokens, width] = hidden.dims();
     let hidden: Tensor<2> = hidden.reshape([tokens, width]);
@@ -73,7 +81,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         top_logits.push(values);
         sums.push(sum);
     }
-    let value = json!({"ids": ids, "top_ids": top_ids, "top_logits": top_logits, "logsumexp": sums, "bos_ids": tokenizer.bos_ids()});
+    let value = json!({"ids": ids, "top_ids": top_ids, "top_logits": top_logits, "logsumexp": sums, "bos_ids": tokenizer.bos_ids(),
+        "cache": format, "kv_bytes_per_token": checkpoint.kv_bytes_per_token(format)});
     context.printer.result(&value, &out.to_string())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,7 @@ mod format;
 mod generate;
 mod inspect;
 mod logits;
+mod memory;
 mod report;
 mod sweep;
 mod tokenize;
@@ -147,4 +148,5 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
         .or_else(|| of::<cinder::fetch::Error>(error))
         .or_else(|| of::<Usage>(error))
         .or_else(|| of::<context::NotFetched>(error))
+        .or_else(|| of::<memory::DoesNotFit>(error))
 }

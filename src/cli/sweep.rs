@@ -359,7 +359,9 @@ impl Sweep<'_> {
                     model,
                     name: None,
                 };
-                let result = measure(self.context, open()?, self.args.weights.weights, &question)?;
+                let (checkpoint, precision) = (open()?, self.args.weights.weights);
+                let format = checkpoint.cache_format();
+                let result = measure(self.context, &checkpoint, precision, format, &question)?;
                 let p = &result.perplexity;
                 self.context.printer.say(&format!(
                     "{name}: perplexity {:.2} ± {:.2} on {}",

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 
 /// The type of a cache's numbers. Keys and values in full are kept in f32 or f16; latents in any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -50,6 +53,15 @@ impl CacheFormat {
         self.bits() <= 8
     }
 
+    /// The type of the numbers; none where they are codes.
+    pub const fn dtype(self) -> Option<DType> {
+        match self {
+            CacheFormat::F32 => Some(DType::F32),
+            CacheFormat::F16 => Some(DType::F16),
+            _ => None,
+        }
+    }
+
     /// Name used in manifests and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
@@ -59,6 +71,20 @@ impl CacheFormat {
             CacheFormat::Q4 => "q4",
             CacheFormat::Q3 => "q3",
             CacheFormat::Q2 => "q2",
+        }
+    }
+
+    /// Checks that layers, of which some have latents, can be cached so.
+    ///
+    /// # Errors
+    /// [`Error::CacheFormat`] for a packed format where a layer has no latents.
+    pub(crate) fn check(self, mut has_latents: impl Iterator<Item = bool>) -> Result<()> {
+        match has_latents.position(|latents| !latents) {
+            Some(layer) if self.is_packed() => Err(Error::CacheFormat {
+                format: self,
+                layer,
+            }),
+            _ => Ok(()),
         }
     }
 

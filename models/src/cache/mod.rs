@@ -47,6 +47,20 @@ impl KvCache {
         self.layers.first().map_or(0, LayerCache::length)
     }
 
+    /// Bytes that the layers take, their room for tokens to come included.
+    pub fn bytes(&self) -> u64 {
+        let layers = self.layers.iter().map(|layer| match layer {
+            LayerCache::Dense(cache) => cache.bytes(),
+            LayerCache::Latent(cache) => cache.bytes(),
+        });
+        layers.sum()
+    }
+
+    /// Bytes of the rotations that rebuilt keys need: `4 * head_dim` a position, whatever the number of layers.
+    pub fn rotary_bytes(&self) -> u64 {
+        self.rotary.bytes()
+    }
+
     /// Forgets all tokens after the first `length`; memory is kept.
     pub fn truncate(&mut self, length: usize) {
         for layer in &mut self.layers {

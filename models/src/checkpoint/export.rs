@@ -1,5 +1,7 @@
 //! `export --dense`: a plain Hugging Face directory that any tool can load.
 
+mod heads;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use serde_json::{Value, json};
 use super::huggingface::{INDEX_FILE, SINGLE_FILE};
 use super::lazy::ErrorSlot;
 use super::lazy::lazy;
-use super::names::{is_pivots, projection_prefix};
+use super::names::{is_latent, is_pivots, projection_prefix};
 use super::open::Checkpoint;
 use super::output::OutputDirectory;
 use super::pivots::{read_pivots, spread};
@@ -108,7 +110,7 @@ fn dense_tensors(checkpoint: &Checkpoint, device: &Device, slot: &ErrorSlot) -> 
     for (name, _) in checkpoint.tensors() {
         // What shares a basis is multiplied out where its expansion stands, so that each product is made once.
         let basis = name.ends_with("basis.weight") || is_pivots(&name);
-        if basis {
+        if basis || is_latent(&name) {
             continue;
         }
         let dense = name.replace(".expansion.", ".");
@@ -141,6 +143,7 @@ fn dense_tensors(checkpoint: &Checkpoint, device: &Device, slot: &ErrorSlot) -> 
             }
         });
     }
+    tensors.extend(heads::dense_heads(checkpoint, device, slot));
     tensors
 }
 
@@ -170,14 +173,14 @@ impl Dense {
         let stored = self.read(&self.stored, length)?;
         let values = match &self.info.basis {
             Some(basis) if !self.bias => {
-                let tensor = |values, dims: [usize; 2]| {
-                    Tensor::<2>::from_data(TensorData::new(values, dims), &self.device)
-                };
                 let (rank, basis) = (basis.rank, self.basis(basis, input)?);
-                let product = tensor(stored, [out, rank]).matmul(tensor(basis, [rank, input]));
-                let values = product.into_data().try_into_vec();
-                values
-                    .map_err(|_| self.wrong(&self.stored, "could not be multiplied out".into()))?
+                product((stored, out), (basis, input), rank, &self.device).ok_or_else(|| {
+                    wrong(
+                        &self.path,
+                        &self.stored,
+                        "could not be multiplied out".into(),
+                    )
+                })?
             }
             _ => stored,
         };
@@ -213,19 +216,41 @@ impl Dense {
     }
 
     fn read(&self, name: &str, length: usize) -> Result<Vec<f32>> {
-        let values = self.source.read_f32(name)?;
-        match values.len() == length {
-            true => Ok(values),
-            false => Err(self.wrong(name, format!("has {} values, not {length}", values.len()))),
-        }
+        read(&*self.source, &self.path, name, length)
     }
+}
 
-    fn wrong(&self, name: &str, why: String) -> Error {
-        Error::Tensor {
-            path: self.path.clone(),
-            name: name.into(),
-            why,
-        }
+/// A stored tensor of `length` values.
+fn read(source: &dyn TensorSource, path: &Path, name: &str, length: usize) -> Result<Vec<f32>> {
+    let values = source.read_f32(name)?;
+    match values.len() == length {
+        true => Ok(values),
+        false => Err(wrong(
+            path,
+            name,
+            format!("has {} values, not {length}", values.len()),
+        )),
+    }
+}
+
+/// `[out, rank]` by `[rank, input]`.
+fn product(
+    (expansion, out): (Vec<f32>, usize),
+    (basis, input): (Vec<f32>, usize),
+    rank: usize,
+    device: &Device,
+) -> Option<Vec<f32>> {
+    let tensor =
+        |values, dims: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, dims), device);
+    let product = tensor(expansion, [out, rank]).matmul(tensor(basis, [rank, input]));
+    product.into_data().try_into_vec().ok()
+}
+
+fn wrong(path: &Path, name: &str, why: String) -> Error {
+    Error::Tensor {
+        path: path.into(),
+        name: name.into(),
+        why,
     }
 }
 

@@ -96,23 +96,10 @@ impl LatentInfo {
         kv_width: usize,
         head_dim: usize,
     ) -> Result<(), (String, String)> {
-        let total = self.rank_of("k") + self.rank_of("v");
-        if !self.joint && total != self.rank {
-            let why = format!(
-                "has {} latents; the groups of heads read {total}",
-                self.rank
-            );
-            return Err((format!("{}.weight", self.prefix), why));
-        }
         for projection in ["k", "v"] {
             let prefix = projection_prefix(layer, projection);
             let groups = self.groups(projection);
-            let width: usize = groups.iter().map(|(out, _)| out).sum();
             let name = |group: usize| format!("{}.weight", group_prefix(&prefix, group));
-            if width != kv_width {
-                let why = format!("and its fellows give {width} values; the heads have {kv_width}");
-                return Err((name(0), why));
-            }
             for (group, (out, rank)) in groups.iter().enumerate() {
                 if *rank == 0 || *out == 0 || out % head_dim != 0 {
                     let why = format!(
@@ -121,10 +108,30 @@ impl LatentInfo {
                     return Err((name(group), why));
                 }
             }
-            if self.joint && self.keys.iter().zip(&self.values).any(|(k, v)| k != v) {
-                let why = "differs between keys and values, which share the latent".into();
-                return Err((name(0), why));
+            let width: usize = groups.iter().map(|(out, _)| out).sum();
+            if width < kv_width {
+                let why = format!(
+                    "is missing, or those before it lack heads: they give {width} of {kv_width} values"
+                );
+                return Err((name(groups.len()), why));
             }
+            if width > kv_width {
+                let why = format!("is too much: {width} values for heads of {kv_width}");
+                return Err((name(groups.len() - 1), why));
+            }
+        }
+        let total = self.rank_of("k") + self.rank_of("v");
+        if !self.joint && total != self.rank {
+            let why = format!(
+                "has {} latents; the groups of heads read {total}",
+                self.rank
+            );
+            return Err((format!("{}.weight", self.prefix), why));
+        }
+        if self.joint && self.keys != self.values {
+            let name = group_prefix(&projection_prefix(layer, "k"), 0);
+            let why = "differs between keys and values, which share the latent".into();
+            return Err((format!("{name}.weight"), why));
         }
         Ok(())
     }

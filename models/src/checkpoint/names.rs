@@ -67,7 +67,12 @@ pub(crate) fn latent_prefix(layer: usize) -> String {
 
 /// Whether a tensor belongs to keys and values that are rebuilt from latents.
 pub(crate) fn is_latent(name: &str) -> bool {
-    name.ends_with(".kv_latent.weight") || name.contains("_proj.groups.")
+    name.ends_with(".kv_latent.weight") || is_expansion(name)
+}
+
+/// Whether a tensor rebuilds keys or values of a group of heads.
+pub(crate) fn is_expansion(name: &str) -> bool {
+    name.contains("_proj.groups.")
 }
 
 /// Whether a tensor holds the pivots of an identity block: indices, of whole numbers.

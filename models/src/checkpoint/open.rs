@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 use super::companions::gguf_companions;
 use super::gguf::GgufSource;
@@ -13,7 +13,7 @@ use super::huggingface::{HuggingFaceSource, is_pickle};
 use super::latent::LatentInfo;
 use super::load::{EMBEDDING, Frame, HEAD, Loader, NORM};
 use super::manifest::{MANIFEST_FILE, Manifest};
-use super::names::{is_derived, is_pivots, layer_path};
+use super::names::{is_derived, is_expansion, is_pivots, layer_path};
 use super::source::{TensorInfo, TensorSource};
 use super::structure::{ProjectionInfo, Structure, index_bytes};
 use crate::cache::CacheFormat;
@@ -91,6 +91,7 @@ impl Checkpoint {
             why,
         };
         checkpoint.structure().check().map_err(wrong)?;
+        checkpoint.check_cache_format(checkpoint.cache_format())?;
         Ok(checkpoint)
     }
 
@@ -207,22 +208,43 @@ impl Checkpoint {
         declared.unwrap_or_default()
     }
 
+    /// Checks that this model can be cached so.
+    ///
+    /// # Errors
+    /// [`Error::CacheFormat`] for a packed format where a layer has no latents.
+    pub fn check_cache_format(&self, format: CacheFormat) -> Result<()> {
+        format.check(self.latents().map(|latent| latent.is_some()))
+    }
+
     /// Bytes that one token takes in the KV cache: keys and values, or the latents they are rebuilt from with their scales
     /// and minimums.
     pub fn kv_bytes_per_token(&self, format: CacheFormat) -> u64 {
-        let layer = |layer| match LatentInfo::find(&*self.source, layer) {
+        let layer = |latent: Option<LatentInfo>| match latent {
             Some(latent) => format.latent_bytes(&latent.ranks()),
             None => {
                 let numbers = 2 * self.config.kv_heads * self.config.head_dim;
                 (numbers * format.bits() / 8) as u64
             }
         };
-        (0..self.config.layers).map(layer).sum()
+        self.latents().map(layer).sum()
     }
 
-    /// Whether keys and values are rebuilt from latents.
+    /// Numbers that one token takes in each layer's cache: latent values, or those of keys and values.
+    pub fn kv_numbers_per_token(&self) -> Vec<usize> {
+        let dense = 2 * self.config.kv_heads * self.config.head_dim;
+        self.latents()
+            .map(|latent| latent.map_or(dense, |l| l.rank))
+            .collect()
+    }
+
+    /// Whether any keys and values are rebuilt from latents.
     pub fn has_latents(&self) -> bool {
-        LatentInfo::find(&*self.source, 0).is_some()
+        self.latents().any(|latent| latent.is_some())
+    }
+
+    /// The latents of each layer, where it has them.
+    fn latents(&self) -> impl Iterator<Item = Option<LatentInfo>> {
+        (0..self.config.layers).map(|layer| LatentInfo::find(&*self.source, layer))
     }
 
     /// The tensors, by Hugging Face names.
@@ -300,8 +322,8 @@ impl Checkpoint {
         weights.map(|(_, i)| count(i)).sum()
     }
 
-    /// Bytes of all weights in memory at a precision: matrices in it, norms and biases in f32, and four for each input
-    /// of an identity block.
+    /// Bytes of all weights in memory at a precision: matrices in it, norms, biases and what rebuilds keys and values from
+    /// latents in f32, and four for each input of an identity block.
     pub fn memory_bytes(&self, precision: Precision) -> u64 {
         // A matrix beside pivots has an index for each of its columns too.
         let indices = |name: &str, columns: usize| {
@@ -317,11 +339,26 @@ impl Checkpoint {
             [out, input] if FRAME.contains(&name.as_str()) => {
                 precision.of_embedding().matrix_bytes(out, input)
             }
+            [out, input] if is_expansion(&name) => Precision::F32.matrix_bytes(out, input),
             [out, input] => precision.matrix_bytes(out, input) + indices(&name, input),
             // Norms, biases and pivots alike.
             _ => info.shape.iter().product::<usize>() as u64 * 4,
         };
         self.tensors().into_iter().map(bytes).sum()
+    }
+
+    /// Of [`Checkpoint::memory_bytes`], those that are mapped from the file, which the system reads again when it has to.
+    pub fn mapped_bytes(&self, precision: Precision) -> u64 {
+        let mapped = |(name, info): &(String, TensorInfo)| {
+            let dtype = match is_expansion(name) {
+                true => Some(DType::F32),
+                false => precision.dtype(),
+            };
+            info.shape.len() == 2 && dtype.is_some_and(|d| self.source.mapped(name, d).is_some())
+        };
+        let tensors = self.tensors();
+        let mapped = tensors.iter().filter(|tensor| mapped(tensor));
+        mapped.map(|(_, info)| info.bytes).sum()
     }
 
     /// The stored types, the one with most bytes first, such as `Q4_1+Q8_0+F32`.

@@ -35,13 +35,17 @@ pub struct ProjectionInfo {
 }
 
 impl ProjectionInfo {
-    /// Bytes in memory at a precision, without the bias: with pivots, and a shared basis counted as for the scalars.
+    /// Bytes in memory at a precision, without the bias: with pivots, and a shared basis counted as for the scalars. What
+    /// rebuilds keys and values from latents is kept in f32.
     pub fn bytes(&self, precision: Precision) -> u64 {
         if let Some(latent) = &self.latent {
             let groups = latent.groups(self.projection).iter();
-            let expansions = groups.map(|(out, rank)| precision.matrix_bytes(*out, *rank));
-            let rows = latent.basis_rows(self.projection);
-            return expansions.sum::<u64>() + precision.matrix_bytes(rows, self.input);
+            let expansions = groups.map(|(out, rank)| Precision::F32.matrix_bytes(*out, *rank));
+            // A basis in blocks is filled up as a whole.
+            let basis = |rows: usize| precision.matrix_bytes(rows, self.input);
+            let start = latent.start_of(self.projection);
+            let end = start + latent.basis_rows(self.projection);
+            return expansions.sum::<u64>() + basis(end) - basis(start);
         }
         let Some(basis) = &self.basis else {
             return precision.matrix_bytes(self.out, self.input);
@@ -139,11 +143,6 @@ impl ModelConfig {
             "gate" | "up" => (self.intermediate_size, self.hidden_size),
             _ => (self.hidden_size, self.intermediate_size),
         }
-    }
-
-    /// Bytes of the KV cache for one token: keys and values of every layer, in f32.
-    pub fn kv_bytes_per_token(&self) -> u64 {
-        (2 * self.layers * self.kv_heads * self.head_dim * size_of::<f32>()) as u64
     }
 
     /// Whether a projection has a bias.

@@ -77,7 +77,11 @@ impl Attention {
                 let (k, v, keys) = match cache {
                     Some(LayerCache::Dense(cache)) => cache.append(k, v),
                     Some(LayerCache::Latent(_)) => panic!("the cache of a layer with latents"),
-                    None => (k, v, tokens),
+                    // As a cache would have rounded them: perplexity is that of decoding.
+                    None => {
+                        let dtype = self.cache_format.dtype().unwrap_or(k.dtype());
+                        (k.cast(dtype), v.cast(dtype), tokens)
+                    }
                 };
                 ops::attention(q, k, v, keys, None)
             }
@@ -97,9 +101,13 @@ impl Attention {
     }
 
     /// An empty cache for this layer, with room for `capacity` tokens.
+    ///
+    /// # Panics
+    /// For a packed format where there are no latents, which [`Decoder::set_cache_format`](crate::Decoder::set_cache_format)
+    /// and checkpoints refuse.
     pub fn new_cache(&self, capacity: usize) -> LayerCache {
         match &self.latent {
-            None => LayerCache::Dense(DenseCache::new(capacity)),
+            None => LayerCache::Dense(DenseCache::new(capacity, self.cache_format)),
             Some(latent) => LayerCache::Latent(LatentCache::new(
                 &latent.ranks(),
                 self.cache_format,

@@ -103,6 +103,12 @@ impl Decoder {
         self.max_context
     }
 
+    /// Takes sequences of `tokens` even if the model was made for shorter ones. What it says there is of no use; how fast it
+    /// is can be measured.
+    pub fn allow_context(&mut self, tokens: usize) {
+        self.max_context = self.max_context.max(tokens);
+    }
+
     /// An empty KV cache for this model, with room for `capacity` tokens; it grows when they are more.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
         let capacity = capacity.min(self.max_context);
@@ -111,10 +117,16 @@ impl Decoder {
     }
 
     /// Makes caches store what they keep in this format, from the next one on; so does a pass without a cache.
-    pub fn set_cache_format(&mut self, format: CacheFormat) {
+    ///
+    /// # Errors
+    /// [`Error::CacheFormat`] for a packed format where a layer has no latents.
+    pub fn set_cache_format(&mut self, format: CacheFormat) -> Result<()> {
+        let latents = self.layers.iter().map(|l| l.attention.latent.is_some());
+        format.check(latents)?;
         for layer in &mut self.layers {
             layer.attention.cache_format = format;
         }
+        Ok(())
     }
 
     /// Final hidden states `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, after the last norm.

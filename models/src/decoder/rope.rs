@@ -54,6 +54,12 @@ impl KeyRotary {
         }
     }
 
+    /// Bytes of the table.
+    pub(crate) fn bytes(&self) -> u64 {
+        let tiles = self.tiles.iter().map(|tile| size_of_val(&**tile) as u64);
+        tiles.sum()
+    }
+
     /// Cosines and sines of a tile, each `[head_dim / 2, TILE]`.
     pub(crate) fn tile(&self, index: usize) -> (&[f32], &[f32]) {
         let table = &self.tiles[index];

@@ -13,6 +13,8 @@ use super::parallel::{self, Parts};
 use super::simd::{self, Kernel, LANES, Simd};
 use tile::{Ahead, mix_rows, score_rows, soften, turn_keys};
 
+pub(crate) use tile::Element;
+
 /// Keys in a tile.
 const TILE: usize = 64;
 /// Vectors in a tile.
@@ -39,14 +41,14 @@ pub(crate) struct Sizes {
 
 /// Keys or values: `[batch, kv_heads, keys, head_dim]` with steps, in elements, between batches, heads and keys.
 #[derive(Clone, Copy)]
-pub(crate) struct Strided<'a> {
-    pub values: &'a [f32],
+pub(crate) struct Strided<'a, E = f32> {
+    pub values: &'a [E],
     pub batch: usize,
     pub head: usize,
     pub key: usize,
 }
 
-impl Strided<'_> {
+impl<E> Strided<'_, E> {
     fn check(&self, sizes: Sizes) {
         let last = (sizes.batch - 1) * self.batch
             + (sizes.kv_heads - 1) * self.head
@@ -67,11 +69,11 @@ impl Strided<'_> {
 ///
 /// # Panics
 /// When sizes and slices do not fit each other.
-pub(crate) fn attention(
+pub(crate) fn attention<E: Element>(
     sizes: Sizes,
     q: &[f32],
-    k: Strided<'_>,
-    v: Strided<'_>,
+    k: Strided<'_, E>,
+    v: Strided<'_, E>,
     mask: Option<&[u8]>,
     out: &mut [f32],
 ) {
@@ -155,11 +157,11 @@ fn padded(head_dim: usize) -> usize {
 }
 
 /// The queries of some positions and of all heads that share one key head, over some runs of keys.
-struct Work<'a> {
+struct Work<'a, E> {
     sizes: Sizes,
     q: &'a [f32],
-    k: Strided<'a>,
-    v: Strided<'a>,
+    k: Strided<'a, E>,
+    v: Strided<'a, E>,
     mask: Option<&'a [u8]>,
     out: *mut f32,
     batch: usize,
@@ -188,7 +190,7 @@ impl State {
     }
 }
 
-impl Work<'_> {
+impl<E: Element> Work<'_, E> {
     fn group(&self) -> usize {
         self.sizes.heads / self.sizes.kv_heads
     }
@@ -240,7 +242,7 @@ impl Work<'_> {
     }
 }
 
-impl Kernel for Work<'_> {
+impl<E: Element> Kernel for Work<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -262,7 +264,7 @@ impl Kernel for Work<'_> {
                 values: if d == width {
                     Vec::new()
                 } else {
-                    vec![0.0; width * TILE]
+                    vec![E::default(); width * TILE]
                 },
                 scores: vec![0.0; rows * TILE],
             };
@@ -303,16 +305,16 @@ impl Kernel for Work<'_> {
 }
 
 /// Memory that tiles use one after another.
-struct Scratch {
+struct Scratch<E> {
     /// `[head_dim, TILE]`.
     keys: Vec<f32>,
     /// `[TILE, padded]`, where the head width is not a whole number of vectors.
-    values: Vec<f32>,
+    values: Vec<E>,
     /// `[rows, TILE]`.
     scores: Vec<f32>,
 }
 
-impl Work<'_> {
+impl<E: Element> Work<'_, E> {
     /// Adds `count` keys from `tile` to the state.
     #[inline(always)]
     unsafe fn tile<S: Simd>(
@@ -321,18 +323,18 @@ impl Work<'_> {
         tile: usize,
         count: usize,
         state: &mut State,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<E>,
     ) {
         let d = self.sizes.head_dim;
         let (rows, width) = (self.rows(), padded(d));
         // SAFETY: passed on to the caller.
         unsafe {
-            let place = |of: &Strided<'_>| {
+            let place = |of: &Strided<'_, E>| {
                 let at = self.batch * of.batch + self.kv_head * of.head + tile * of.key;
                 of.values.as_ptr().add(at)
             };
             // Few rows do little with each key: what comes next has to be on its way meanwhile.
-            let ahead = |from: *const f32, step: usize| Ahead {
+            let ahead = |from: *const E, step: usize| Ahead {
                 from,
                 step,
                 on: rows <= FEW,
@@ -341,16 +343,20 @@ impl Work<'_> {
                 ahead(place(&self.v).wrapping_add(TILE * self.v.key), self.v.key),
                 ahead(place(&self.k).wrapping_add(TILE * self.k.key), self.k.key),
             );
-            turn_keys::<S>(place(&self.k), self.k.key, d, count, &mut scratch.keys);
+            turn_keys::<S, _>(place(&self.k), self.k.key, d, count, &mut scratch.keys);
             let scores = scratch.scores.as_mut_ptr();
             let mut row = 0;
             while row < rows {
                 let q = q.as_ptr().add(row * d);
                 let to = scores.add(row * TILE);
                 row += match (S::MANY_REGISTERS, rows - row) {
-                    (true, 6..) => score_rows::<S, 6>(q, d, scratch.keys.as_ptr(), to, next_values),
-                    (true, 3..) => score_rows::<S, 3>(q, d, scratch.keys.as_ptr(), to, next_values),
-                    _ => score_rows::<S, 1>(q, d, scratch.keys.as_ptr(), to, next_values),
+                    (true, 6..) => {
+                        score_rows::<S, _, 6>(q, d, scratch.keys.as_ptr(), to, next_values)
+                    }
+                    (true, 3..) => {
+                        score_rows::<S, _, 3>(q, d, scratch.keys.as_ptr(), to, next_values)
+                    }
+                    _ => score_rows::<S, _, 1>(q, d, scratch.keys.as_ptr(), to, next_values),
                 };
             }
             let all_seen = count == TILE && tile + TILE <= self.hidden_from();
@@ -379,12 +385,12 @@ impl Work<'_> {
                 let sums = state.sums.as_mut_ptr().add(row * width);
                 row += match (S::MANY_REGISTERS, rows - row) {
                     (true, 6..) => {
-                        mix_rows::<S, 6>(scores, values, step, count, sums, width, next_keys)
+                        mix_rows::<S, _, 6>(scores, values, step, count, sums, width, next_keys)
                     }
                     (true, 3..) => {
-                        mix_rows::<S, 3>(scores, values, step, count, sums, width, next_keys)
+                        mix_rows::<S, _, 3>(scores, values, step, count, sums, width, next_keys)
                     }
-                    _ => mix_rows::<S, 1>(scores, values, step, count, sums, width, next_keys),
+                    _ => mix_rows::<S, _, 1>(scores, values, step, count, sums, width, next_keys),
                 };
             }
         }
@@ -435,12 +441,12 @@ unsafe fn merge<S: Simd>(total: &mut State, other: &State, width: usize) {
 }
 
 /// Merges the runs that [`Work`] left in `work.partial`, `size` apart.
-struct Merge<'a> {
-    work: Work<'a>,
+struct Merge<'a, E> {
+    work: Work<'a, E>,
     size: usize,
 }
 
-impl Kernel for Merge<'_> {
+impl<E: Element> Kernel for Merge<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -465,6 +471,74 @@ impl Kernel for Merge<'_> {
                 merge::<S>(&mut total, &state(run), width);
             }
             self.work.finish::<S>(&total);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+    use crate::ops::simd::Level;
+
+    /// One token's queries of three heads over 330 keys, at one level.
+    fn attend<E: Element>(level: Level, d: usize, keys: &[E], values: &[E]) -> Vec<f32> {
+        let sizes = Sizes {
+            batch: 1,
+            tokens: 1,
+            heads: 3,
+            kv_heads: 1,
+            head_dim: d,
+            keys: 330,
+        };
+        let strided = |values| Strided {
+            values,
+            batch: 330 * d,
+            head: 330 * d,
+            key: d,
+        };
+        let q: Vec<f32> = (0..3 * d).map(|i| (i as f32 * 0.7).sin() * 4.0).collect();
+        let mut out = vec![0.0; 3 * d];
+        let work = Work {
+            sizes,
+            q: &q,
+            k: strided(keys),
+            v: strided(values),
+            mask: None,
+            out: out.as_mut_ptr(),
+            batch: 0,
+            kv_head: 0,
+            first: 0,
+            positions: 1,
+            runs: 0..2,
+            partial: std::ptr::null_mut(),
+        };
+        // SAFETY: the slices are as long as the sizes say, and the level is available.
+        unsafe { level.run(work) };
+        out
+    }
+
+    #[test]
+    fn every_level_is_the_scalar_twin_and_halves_are_what_they_stand_for() {
+        for d in [8, 24, 64, 80] {
+            let numbers = |step: f32| -> Vec<f16> {
+                (0..330 * d)
+                    .map(|i| f16::from_f32((i as f32 * step).sin()))
+                    .collect()
+            };
+            let (k, v) = (numbers(0.37), numbers(1.3));
+            let wide = |x: &[f16]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
+            let expected = attend(Level::Scalar, d, &wide(&k), &wide(&v));
+            assert!(expected.iter().all(|x| x.is_finite()));
+            for level in Level::available() {
+                assert_eq!(attend(level, d, &k, &v), expected, "{level:?} {d}");
+                assert_eq!(
+                    attend(level, d, &wide(&k), &wide(&v)),
+                    expected,
+                    "{level:?} {d}"
+                );
+            }
         }
     }
 }

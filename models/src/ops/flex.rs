@@ -349,7 +349,17 @@ fn attend(
         let start = m.layout().start_offset();
         &m.bytes()[start..start + m.layout().num_elements()]
     });
-    attention::attention(sizes, values(&q), strided(&k), strided(&v), mask, &mut out);
+    let queries = values(&q);
+    match k.dtype() {
+        DType::F16 => {
+            let (k, v) = (strided::<f16>(&k), strided(&v));
+            attention::attention(sizes, queries, k, v, mask, &mut out);
+        }
+        _ => {
+            let (k, v) = (strided::<f32>(&k), strided(&v));
+            attention::attention(sizes, queries, k, v, mask, &mut out);
+        }
+    }
     tensor(out, q.layout().shape().clone())
 }
 
@@ -390,10 +400,10 @@ fn readable(x: FlexTensor) -> FlexTensor {
     }
 }
 
-fn strided(x: &FlexTensor) -> Strided<'_> {
+fn strided<E: burn::tensor::Element + bytemuck::Pod>(x: &FlexTensor) -> Strided<'_, E> {
     let strides = x.layout().strides();
     Strided {
-        values: &x.storage::<f32>()[x.layout().start_offset()..],
+        values: &x.storage::<E>()[x.layout().start_offset()..],
         batch: strides[0] as usize,
         head: strides[1] as usize,
         key: strides[2] as usize,

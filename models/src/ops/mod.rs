@@ -268,7 +268,8 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 ///
 /// A query sees all keys before the new tokens and, of these, those up to its own; or, with `mask` `[tokens, tokens]`,
 /// those that are true in its row (a tree of drafted tokens). Scores are scaled by `1/√head_dim`. Each of the
-/// `heads / kv_heads` query heads of a group reads the same keys.
+/// `heads / kv_heads` query heads of a group reads the same keys. `k` and `v` are both f32 or both f16; products and sums
+/// are those of f32.
 ///
 /// # Panics
 /// When the shapes do not fit each other.

@@ -148,10 +148,11 @@ pub(super) fn attention(
 ) -> Tensor<4> {
     let [batch, tokens, heads, d] = q.dims();
     let kv_heads = k.dims()[1];
-    let device = q.device();
+    let (device, dtype) = (q.device(), q.dtype());
     // Not every backend understands fewer key heads than query heads; some read out of bounds.
     let every_head = |x: Tensor<4>| {
         x.narrow(2, 0, keys)
+            .cast(dtype)
             .unsqueeze_dim::<5>(2)
             .expand([batch, kv_heads, heads / kv_heads, keys, d])
             .reshape([batch, heads, keys, d])

@@ -150,7 +150,14 @@ proptest! {
         // The same from memory in another order: heads and keys exchanged.
         let turned = |x: Tensor<4>| x.swap_dims(1, 2).reshape([batch, keys + spare, kv_heads * d])
             .reshape([batch, keys + spare, kv_heads, d]).swap_dims(1, 2);
-        prop_assert_eq!(values(attention(q, turned(k), turned(v), keys, mask)), values(ours));
+        prop_assert_eq!(values(attention(q.clone(), turned(k.clone()), turned(v.clone()), keys, mask.clone())), values(ours));
+        // Halves are read as the f32 they stand for.
+        let halves = |x: Tensor<4>| x.cast(DType::F16);
+        let rounded = |x: Tensor<4>| halves(x).cast(DType::F32);
+        let of_rounded = attention(q.clone(), rounded(k.clone()), rounded(v.clone()), keys, mask.clone());
+        let of_halves = attention(q.clone(), halves(k.clone()), halves(v.clone()), keys, mask.clone());
+        prop_assert_eq!(values(of_halves.clone()), values(of_rounded));
+        close(of_halves, plain::attention(q, halves(k), halves(v), keys, mask), 2e-5);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::Place;
 use super::font;
 use super::scale::Scale;
-use crate::group::Group;
+use crate::group::{Axis, Group};
 use crate::number;
 use crate::wording;
 
@@ -14,7 +14,17 @@ pub(crate) const TEXT: f64 = 12.0;
 pub(crate) const LABEL: f64 = 12.0;
 
 /// What the x axis shows, in full: a ratio without its two sides is a riddle.
-const X_LABEL: &str = "keep ratio (stored decoder-projection scalars, after / before)";
+fn x_words(axis: Axis, log: bool) -> &'static str {
+    match (axis, log) {
+        (Axis::KeepRatio, _) => "keep ratio (stored decoder-projection scalars, after / before)",
+        (Axis::CacheBytes, false) => {
+            "KV cache bytes per token (all layers, scales and minimums counted)"
+        }
+        (Axis::CacheBytes, true) => {
+            "KV cache bytes per token (all layers, scales and minimums counted, log scale)"
+        }
+    }
+}
 
 /// Length of the piece of line beside a legend's name, and the space after an entry.
 pub(crate) const SWATCH: f64 = 28.0;
@@ -108,7 +118,7 @@ impl Frame {
 
         cursor = bottom + 26.0;
         let mut x_label = Vec::new();
-        for line in font::wrap(X_LABEL, TEXT, inner) {
+        for line in font::wrap(x_words(group.axis, x.log), TEXT, inner) {
             cursor += LINE;
             x_label.push((line, cursor));
         }
@@ -169,13 +179,9 @@ fn dense_label(group: &Group<'_>, phone: bool) -> Vec<String> {
 
 /// Both axes, over no pixels yet.
 fn scales(group: &Group<'_>) -> (Scale, Scale) {
-    let keep: Vec<f64> = group
-        .rows
-        .iter()
-        .map(|row| row.result.model.keep_ratio)
-        .collect();
-    let low = keep.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = keep.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let across: Vec<f64> = group.rows.iter().map(|row| group.x(row)).collect();
+    let low = across.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = across.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let values: Vec<f64> = group
         .rows
         .iter()
@@ -189,7 +195,10 @@ fn scales(group: &Group<'_>) -> (Scale, Scale) {
         [value - error, value + error]
     });
     (
-        Scale::linear(low, high, 0.07),
-        Scale::perplexity(&values, &bars.collect::<Vec<_>>()),
+        match group.axis {
+            Axis::KeepRatio => Scale::linear(low, high, 0.07),
+            Axis::CacheBytes => Scale::positive(&across, &across),
+        },
+        Scale::positive(&values, &bars.collect::<Vec<_>>()),
     )
 }

@@ -174,7 +174,7 @@ fn dense(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<()
 fn series(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(), ReportError> {
     for (index, (_, rows)) in group.series().into_iter().enumerate() {
         for row in &rows {
-            if let Some((top, bottom)) = error_bar(row, frame) {
+            if let Some((top, bottom)) = error_bar(group, row, frame) {
                 let x = top.0;
                 canvas.line(&[top, bottom], colour(index), 1.5)?;
                 for end in [top, bottom] {
@@ -182,7 +182,7 @@ fn series(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
                 }
             }
         }
-        let points: Vec<Point> = rows.iter().map(|row| point(row, frame)).collect();
+        let points: Vec<Point> = rows.iter().map(|row| point(group, row, frame)).collect();
         if points.len() > 1 {
             canvas.line(&points, colour(index), 2.0)?;
         }
@@ -190,7 +190,12 @@ fn series(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
     // All markers after all lines: a point is data, the line only joins it to the next.
     for (index, (_, rows)) in group.series().into_iter().enumerate() {
         for row in rows {
-            canvas.marker(point(row, frame), Marker::of(index), colour(index), RADIUS)?;
+            canvas.marker(
+                point(group, row, frame),
+                Marker::of(index),
+                colour(index),
+                RADIUS,
+            )?;
         }
     }
     Ok(())
@@ -215,7 +220,7 @@ fn values(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
         obstacles.lines.push(((left, y), (right, y)));
     }
     for (_, rows) in group.series() {
-        let points: Vec<Point> = rows.iter().map(|row| point(row, frame)).collect();
+        let points: Vec<Point> = rows.iter().map(|row| point(group, row, frame)).collect();
         obstacles
             .lines
             .extend(points.windows(2).map(|pair| (pair[0], pair[1])));
@@ -223,7 +228,7 @@ fn values(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
             .areas
             .extend(points.iter().map(|&at| Area::around(at, RADIUS * 1.3)));
         obstacles.markers.extend(&points);
-        let bars = rows.iter().filter_map(|row| error_bar(row, frame));
+        let bars = rows.iter().filter_map(|row| error_bar(group, row, frame));
         obstacles.areas.extend(bars.map(|(high, low)| Area {
             left: high.0 - CAP,
             top: high.1,
@@ -231,10 +236,10 @@ fn values(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
             bottom: low.1,
         }));
     }
-    for row in group.rows.iter().filter(|row| !row.is_dense()) {
+    for row in group.points() {
         let value = number::significant(row.result.perplexity.perplexity);
         let wide = font::width(&value, LABEL, false);
-        if let Some(area) = obstacles.place(point(row, frame), wide, LABEL) {
+        if let Some(area) = obstacles.place(point(group, row, frame), wide, LABEL) {
             // Grid lines pause behind a value.
             canvas.rectangle(
                 (area.left - 2.0, area.top),
@@ -259,17 +264,17 @@ fn values(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(
     Ok(())
 }
 
-fn point(row: &Row<'_>, frame: &Frame) -> Point {
+fn point(group: &Group<'_>, row: &Row<'_>, frame: &Frame) -> Point {
     (
-        frame.x.at(row.result.model.keep_ratio),
+        frame.x.at(group.x(row)),
         frame.y.at(row.result.perplexity.perplexity),
     )
 }
 
 /// Upper and lower end; none where the marker would hide the whole bar.
-fn error_bar(row: &Row<'_>, frame: &Frame) -> Option<(Point, Point)> {
+fn error_bar(group: &Group<'_>, row: &Row<'_>, frame: &Frame) -> Option<(Point, Point)> {
     let (value, error) = (row.result.perplexity.perplexity, row.stderr()?);
-    let x = frame.x.at(row.result.model.keep_ratio);
+    let x = frame.x.at(group.x(row));
     let (top, bottom) = (frame.y.at(value + error), frame.y.at(value - error));
     (bottom - top > 2.0 * RADIUS).then_some(((x, top), (x, bottom)))
 }

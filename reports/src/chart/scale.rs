@@ -58,10 +58,10 @@ impl Scale {
         }
     }
 
-    /// An axis for perplexities, widened a little: logarithmic when they span more than a factor of four.
+    /// An axis for positive values, widened a little: logarithmic when they span more than a factor of four.
     ///
     /// `values` decide the kind, `extents` (error bars included) the range.
-    pub fn perplexity(values: &[f64], extents: &[f64]) -> Self {
+    pub fn positive(values: &[f64], extents: &[f64]) -> Self {
         let (low, high) = bounds(values);
         let (bottom, top) = bounds(extents);
         if high / low <= LOG_FROM {
@@ -239,13 +239,13 @@ mod tests {
 
     #[test]
     fn four_times_the_range_turns_the_axis_logarithmic() {
-        assert!(!Scale::perplexity(&[20.0, 80.0], &[19.0, 81.0]).log);
-        assert!(Scale::perplexity(&[20.0, 81.0], &[19.0, 85.0]).log);
+        assert!(!Scale::positive(&[20.0, 80.0], &[19.0, 81.0]).log);
+        assert!(Scale::positive(&[20.0, 81.0], &[19.0, 85.0]).log);
     }
 
     #[test]
     fn an_error_bar_below_zero_keeps_the_axis_finite() {
-        let scale = Scale::perplexity(&[20.0, 2_000.0], &[-5.0, 4_000.0]).over(100.0, 0.0);
+        let scale = Scale::positive(&[20.0, 2_000.0], &[-5.0, 4_000.0]).over(100.0, 0.0);
         assert!(scale.low > 5.0 && scale.at(-5.0) == 100.0 && scale.at(1e9) == 0.0);
     }
 

@@ -8,13 +8,15 @@ use super::{CompressedSite, Compression};
 const PROJECTIONS: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
 
 /// Each kind's letter in a figure.
-pub(crate) const KINDS: [(&str, &str); 6] = [
+pub(crate) const KINDS: [(&str, &str); 8] = [
     ("dense", "D"),
     ("low-rank", "L"),
     ("identity-block", "I"),
     ("shared-basis", "S"),
     ("shared-identity-block", "X"),
     ("pruned", "P"),
+    ("group-head", "G"),
+    ("joint-group-head", "J"),
 ];
 
 /// Place of a projection in the order of [`PROJECTIONS`]; unknown ones come last.

@@ -21,7 +21,7 @@ const SCRIPT: &str = include_str!("script.js");
 pub(crate) fn page(
     title: &str,
     groups: &[Group<'_>],
-    figures: &[Figure],
+    figures: &[Vec<Figure<'_>>],
     models: &[Compressed<'_>],
     layers: Option<&LayerFigures>,
 ) -> Result<String, ReportError> {
@@ -77,11 +77,12 @@ pub(crate) fn page(
     Ok(page.into_string() + "\n")
 }
 
-fn section(index: usize, group: &Group<'_>, figure: &Figure) -> Result<maud::Markup, ReportError> {
-    let (wide, narrow) = (
-        chart::svg(group, Place::Page)?,
-        chart::svg(group, Place::Phone)?,
-    );
+fn section(
+    index: usize,
+    group: &Group<'_>,
+    figures: &[Figure<'_>],
+) -> Result<maud::Markup, ReportError> {
+    let charts = figures.iter().map(drawn).collect::<Result<Vec<_>, _>>()?;
     // The first section's first sentence leads the page already.
     let sentences: Vec<String> = findings(group)
         .into_iter()
@@ -91,18 +92,7 @@ fn section(index: usize, group: &Group<'_>, figure: &Figure) -> Result<maud::Mar
         section id={ "group-" (index + 1) } {
             h2 { (wording::heading(group)) }
             @for sentence in &sentences { p { (sentence) } }
-            figure {
-                // Our own drawing: its texts were escaped when it was drawn.
-                div.wide { (PreEscaped(wide)) }
-                div.narrow { (PreEscaped(narrow)) }
-                figcaption {
-                    strong { (wording::chart_title(group)) "." } " " (wording::protocol_line(group)) "."
-                }
-            }
-            p.downloads {
-                (parts::download(&figure.csv, "text/csv", &figure.table, "Data (CSV)"))
-                (parts::download(&figure.svg, "image/svg+xml", &figure.drawing, "Chart (SVG)"))
-            }
+            @for chart in &charts { (chart) }
             h3 { "Results" }
             (tables::results(group))
             h3 { "How it was measured" }
@@ -110,6 +100,29 @@ fn section(index: usize, group: &Group<'_>, figure: &Figure) -> Result<maud::Mar
             (tables::windows(group))
             h3 { "Provenance" }
             @for row in &group.rows { (parts::provenance(row)) }
+        }
+    })
+}
+
+/// One chart in both widths, and its files.
+fn drawn(figure: &Figure<'_>) -> Result<maud::Markup, ReportError> {
+    let group = &figure.group;
+    let (wide, narrow) = (
+        chart::svg(group, Place::Page)?,
+        chart::svg(group, Place::Phone)?,
+    );
+    Ok(html! {
+        figure {
+            // Our own drawing: its texts were escaped when it was drawn.
+            div.wide { (PreEscaped(wide)) }
+            div.narrow { (PreEscaped(narrow)) }
+            figcaption {
+                strong { (wording::chart_title(group)) "." } " " (wording::protocol_line(group)) "."
+            }
+        }
+        p.downloads {
+            (parts::download(&figure.csv, "text/csv", &figure.table, "Data (CSV)"))
+            (parts::download(&figure.svg, "image/svg+xml", &figure.drawing, "Chart (SVG)"))
         }
     })
 }

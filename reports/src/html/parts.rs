@@ -36,7 +36,7 @@ pub(crate) fn provenance(row: &Row<'_>) -> Markup {
         article.source {
             h4 {
                 (result.model.name)
-                span.muted { " " (row.recipe()) @if !row.is_dense() { ", keep ratio " (keep) } }
+                span.muted { " " (row.series) @if !row.is_dense() { ", keep ratio " (keep) } }
             }
             dl {
                 dt { "Result file" }

@@ -33,12 +33,12 @@ fn result(row: &Row<'_>) -> Markup {
     html! {
         tr.dense[row.is_dense()] {
             th scope="row" { (model.name) }
-            td { @if row.is_dense() { span.muted { "none (dense)" } } @else { (row.recipe()) } }
+            td { @if row.series == "dense" { span.muted { "none (dense)" } } @else { (row.series) } }
             (cell(model.keep_ratio, &wording::keep_ratio(model.keep_ratio), &model.keep_ratio.to_string()))
             (measured_cell(measured.perplexity, row.stderr()))
             @match row.relative {
                 None => td.number { "–" },
-                Some(_) if row.is_dense() => (cell(1.0, "1", "the reference")),
+                Some(_) if row.reference => (cell(1.0, "1", "the reference")),
                 Some(relative) => (measured_cell(relative.times, relative.stderr)),
             }
             (cell(model.parameters as f64, &number::significant(model.parameters as f64 / 1e6), &number::count(model.parameters)))

@@ -67,6 +67,8 @@ pub fn evaluation(
         },
         device: "cpu (2 threads)".to_owned(),
         dtype: "f32".to_owned(),
+        cache: None,
+        kv_bytes_per_token: None,
         command: format!(
             "cinder eval ppl runs/{slug} --text wiki.test.raw --window 2048 --windows 16 --json"
         ),
@@ -85,6 +87,28 @@ pub fn sample() -> Vec<Evaluation> {
         evaluation("low-rank 0.9", Some("low-rank"), 0.9, 28.1034),
         evaluation("low-rank 0.8", Some("low-rank"), 0.8, 63.8021),
         evaluation("low-rank 0.7", Some("low-rank"), 0.7, 182.0577),
+    ]
+}
+
+/// Dense with two caches, and a recipe whose caches are smaller in two formats.
+pub fn cached() -> Vec<Evaluation> {
+    let of = |recipe: Option<&str>, keep: f64, perplexity: f64, cache: &str, bytes: u64| {
+        let name = format!("{} {keep} {cache}", recipe.unwrap_or("smollm2"));
+        let mut made = evaluation(&name, recipe, keep, perplexity);
+        if recipe.is_none() {
+            made.result.model.sha256 = "d".repeat(64);
+        }
+        made.result.cache = Some(cache.parse().expect("a format"));
+        made.result.kv_bytes_per_token = Some(bytes);
+        made
+    };
+    vec![
+        of(None, 1.0, 20.9712, "f32", 46_080),
+        of(None, 1.0, 20.9714, "f16", 23_040),
+        of(Some("palu"), 0.95, 21.8, "q8", 6_000),
+        of(Some("palu"), 0.9, 23.9, "q8", 4_200),
+        of(Some("palu"), 0.95, 22.1, "q4", 3_100),
+        of(Some("palu"), 0.9, 24.4, "q4", 2_200),
     ]
 }
 

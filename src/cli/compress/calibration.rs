@@ -120,6 +120,6 @@ fn no_text(tokenizer: &Tokenizer, vocab: usize) -> Vec<u32> {
 
 /// Windows that the model writes side by side.
 pub fn own_text_batch(checkpoint: &Checkpoint, window: usize) -> usize {
-    let bytes = checkpoint.config().kv_bytes_per_token() * window as u64;
+    let bytes = checkpoint.kv_bytes_per_token(checkpoint.cache_format()) * window as u64;
     (OWN_TEXT_CACHE / bytes.max(1)).clamp(1, OWN_TEXT_BATCH) as usize
 }

@@ -212,7 +212,8 @@ fn memory_estimate(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
         return walk;
     }
     let batch = own_text_batch(checkpoint, calibration.window).min(calibration.windows);
-    let cache = (batch * calibration.window) as u64 * c.kv_bytes_per_token();
+    let cache = (batch * calibration.window) as u64
+        * checkpoint.kv_bytes_per_token(checkpoint.cache_format());
     walk.max(checkpoint.memory_bytes(Precision::F32) + cache)
 }
 

@@ -6,15 +6,15 @@ use burn::tensor::{DType, Shape, TensorData};
 use super::*;
 use crate::error::Error;
 
-enum Values {
+pub(super) enum Values {
     Floats(Vec<f32>),
     Integers(Vec<i32>),
 }
 
-struct Stored {
-    name: String,
-    shape: Vec<usize>,
-    values: Values,
+pub(super) struct Stored {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub values: Values,
 }
 
 /// The model of the first mixture after an edit of its tensors, and what opening and loading it says.
@@ -23,8 +23,18 @@ fn failure(edit: impl FnOnce(&mut Vec<Stored>)) -> String {
 }
 
 fn attempt(with_manifest: bool, edit: impl FnOnce(&mut Vec<Stored>)) -> Result<(), Error> {
-    let (folder, path, _) = mixed([0, 1], StoredDtype::F32);
-    let checkpoint = open(&path);
+    let (_folder, path, _) = mixed([0, 1], StoredDtype::F32);
+    edited(&path, with_manifest, edit)
+}
+
+/// The model at `path` after an edit of its tensors, opened and loaded.
+pub(super) fn edited(
+    path: &Path,
+    with_manifest: bool,
+    edit: impl FnOnce(&mut Vec<Stored>),
+) -> Result<(), Error> {
+    let folder = tempfile::tempdir().expect("temp");
+    let checkpoint = open(path);
     let source = checkpoint.source();
     let tensors = checkpoint.tensors().into_iter();
     let mut tensors: Vec<Stored> = tensors

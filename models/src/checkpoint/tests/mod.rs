@@ -1,5 +1,6 @@
 //! A tiny model of every kind of projection, written, read back, exported, and damaged.
 
+mod latents;
 mod malformed;
 
 use std::path::{Path, PathBuf};

@@ -136,7 +136,7 @@ struct Scratch {
     scores: Vec<f32>,
 }
 
-const NOT_AHEAD: Ahead = Ahead {
+const NOT_AHEAD: Ahead<f32> = Ahead {
     from: std::ptr::null(),
     step: 0,
     on: false,
@@ -213,11 +213,11 @@ impl Work<'_> {
                 let count = self.count(tile);
                 let weights = scratch.weights.as_mut_ptr().add(tile * SCORES);
                 let (keys, step) = self.tile_of(&self.k, tile);
-                turn_keys::<S>(keys, step, d, count, &mut scratch.turned);
+                turn_keys::<S, _>(keys, step, d, count, &mut scratch.turned);
                 multiply::<S>(&scratch.q, width, rows, &scratch.turned, weights);
                 let scores = scratch.scores.as_mut_ptr().add(tile * SCORES);
                 let (values, step) = self.tile_of(&self.v, tile);
-                turn_keys::<S>(values, step, d, count, &mut scratch.turned);
+                turn_keys::<S, _>(values, step, d, count, &mut scratch.turned);
                 multiply::<S>(&scratch.gradient, width, rows, &scratch.turned, scores);
             }
             for row in 0..rows {
@@ -244,11 +244,11 @@ impl Work<'_> {
                 add_mixed::<S>(scores, rows, keys, step, count, to_q, width);
                 let to_k = self.partial.add(tile * TILE * width);
                 let to_v = to_k.add(self.sizes.tokens * width);
-                turn_keys::<S>(scores, TILE, TILE, TILE, &mut scratch.by_key);
+                turn_keys::<S, _>(scores, TILE, TILE, TILE, &mut scratch.by_key);
                 let by_key = scratch.by_key.as_ptr();
                 add_mixed::<S>(by_key, count, scratch.q.as_ptr(), width, rows, to_k, width);
                 let weights = scratch.weights.as_ptr().add(tile * SCORES);
-                turn_keys::<S>(weights, TILE, TILE, TILE, &mut scratch.by_key);
+                turn_keys::<S, _>(weights, TILE, TILE, TILE, &mut scratch.by_key);
                 let gradient = scratch.gradient.as_ptr();
                 let by_key = scratch.by_key.as_ptr();
                 add_mixed::<S>(by_key, count, gradient, width, rows, to_v, width);
@@ -273,9 +273,9 @@ unsafe fn multiply<S: Simd>(x: &[f32], width: usize, rows: usize, turned: &[f32]
             let (x, to) = (x.as_ptr().add(row * width), to.add(row * TILE));
             let turned = turned.as_ptr();
             match (S::MANY_REGISTERS, rows - row) {
-                (true, 6..) => score_rows::<S, 6>(x, width, turned, to, NOT_AHEAD),
-                (true, 4..) => score_rows::<S, 4>(x, width, turned, to, NOT_AHEAD),
-                _ => score_rows::<S, 1>(x, width, turned, to, NOT_AHEAD),
+                (true, 6..) => score_rows::<S, _, 6>(x, width, turned, to, NOT_AHEAD),
+                (true, 4..) => score_rows::<S, _, 4>(x, width, turned, to, NOT_AHEAD),
+                _ => score_rows::<S, _, 1>(x, width, turned, to, NOT_AHEAD),
             }
         };
     }
@@ -298,9 +298,13 @@ unsafe fn add_mixed<S: Simd>(
         row += unsafe {
             let (weights, to) = (weights.add(row * TILE), to.add(row * width));
             match (S::MANY_REGISTERS, rows - row) {
-                (true, 6..) => mix_rows::<S, 6>(weights, values, step, count, to, width, NOT_AHEAD),
-                (true, 4..) => mix_rows::<S, 4>(weights, values, step, count, to, width, NOT_AHEAD),
-                _ => mix_rows::<S, 1>(weights, values, step, count, to, width, NOT_AHEAD),
+                (true, 6..) => {
+                    mix_rows::<S, _, 6>(weights, values, step, count, to, width, NOT_AHEAD)
+                }
+                (true, 4..) => {
+                    mix_rows::<S, _, 4>(weights, values, step, count, to, width, NOT_AHEAD)
+                }
+                _ => mix_rows::<S, _, 1>(weights, values, step, count, to, width, NOT_AHEAD),
             }
         };
     }

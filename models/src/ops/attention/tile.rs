@@ -1,22 +1,58 @@
 //! One tile of keys: scores, softmax, weighted values.
 
+use half::f16;
+
 use super::{State, TILE, VECTORS};
 use crate::ops::simd::{LANES, Simd};
 
+/// What keys and values are stored as; products and sums are those of f32.
+pub(crate) trait Element: Copy + Default + Send + Sync {
+    /// 16 values.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F;
+    /// `count` ≤ 16 values, zeros behind them.
+    unsafe fn load_some<S: Simd>(from: *const Self, count: usize) -> S::F;
+}
+
+// SAFETY of the blocks: pointers and CPU are the caller's to vouch for.
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const f32) -> S::F {
+        unsafe { S::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_some<S: Simd>(from: *const f32, count: usize) -> S::F {
+        unsafe { S::load_some(from, count) }
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const f16) -> S::F {
+        unsafe { S::load_f16(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_some<S: Simd>(from: *const f16, count: usize) -> S::F {
+        unsafe { S::load_some_f16(from.cast(), count) }
+    }
+}
+
 /// Rows that will be read soon.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    pub from: *const f32,
+pub(super) struct Ahead<E> {
+    pub from: *const E,
     pub step: usize,
     pub on: bool,
 }
 
-impl Ahead {
+impl<E: Element> Ahead<E> {
+    /// Values in a cache line.
+    const LINE: usize = 64 / size_of::<E>();
+
     /// Asks for row `i`, of `width` values.
     #[inline(always)]
     unsafe fn fetch<S: Simd>(&self, i: usize, width: usize) {
         if self.on {
-            for j in (0..width).step_by(LANES) {
+            for j in (0..width).step_by(Self::LINE) {
                 // SAFETY: asking for memory that is not there does nothing.
                 unsafe { S::prefetch(self.from.wrapping_add(i * self.step + j).cast()) };
             }
@@ -26,8 +62,8 @@ impl Ahead {
 
 /// Keys `[count, d]` with the given step become `[d, TILE]`, zeros behind `count`.
 #[inline(always)]
-pub(super) unsafe fn turn_keys<S: Simd>(
-    keys: *const f32,
+pub(super) unsafe fn turn_keys<S: Simd, E: Element>(
+    keys: *const E,
     step: usize,
     d: usize,
     count: usize,
@@ -42,11 +78,11 @@ pub(super) unsafe fn turn_keys<S: Simd>(
                 let mut rows = [S::splat(0.0); LANES];
                 if first + LANES <= count && n == LANES {
                     for j in 0..LANES {
-                        rows[j] = S::load(at.add(j * step));
+                        rows[j] = E::load::<S>(at.add(j * step));
                     }
                 } else {
                     for j in 0..LANES.min(count.saturating_sub(first)) {
-                        rows[j] = S::load_some(at.add(j * step), n);
+                        rows[j] = E::load_some::<S>(at.add(j * step), n);
                     }
                 }
                 let turned = S::transpose(rows);
@@ -60,12 +96,12 @@ pub(super) unsafe fn turn_keys<S: Simd>(
 
 /// Scores of `M` queries with a tile of keys. Returns `M`.
 #[inline(always)]
-pub(super) unsafe fn score_rows<S: Simd, const M: usize>(
+pub(super) unsafe fn score_rows<S: Simd, E: Element, const M: usize>(
     q: *const f32,
     d: usize,
     keys: *const f32,
     scores: *mut f32,
-    ahead: Ahead,
+    ahead: Ahead<E>,
 ) -> usize {
     // SAFETY: passed on to the caller.
     unsafe {
@@ -143,14 +179,14 @@ pub(super) unsafe fn soften<S: Simd>(
 
 /// Adds `count` weighted values to the sums of `M` rows. Returns `M`.
 #[inline(always)]
-pub(super) unsafe fn mix_rows<S: Simd, const M: usize>(
+pub(super) unsafe fn mix_rows<S: Simd, E: Element, const M: usize>(
     weights: *const f32,
-    values: *const f32,
+    values: *const E,
     step: usize,
     count: usize,
     sums: *mut f32,
     width: usize,
-    ahead: Ahead,
+    ahead: Ahead<E>,
 ) -> usize {
     let mut column = 0;
     while column < width {
@@ -159,8 +195,8 @@ pub(super) unsafe fn mix_rows<S: Simd, const M: usize>(
             * unsafe {
                 let (values, sums) = (values.add(column), sums.add(column));
                 match (width - column) / LANES {
-                    4.. => mix::<S, M, 4>(weights, values, step, count, sums, width, ahead),
-                    _ => mix::<S, M, 1>(weights, values, step, count, sums, width, ahead),
+                    4.. => mix::<S, E, M, 4>(weights, values, step, count, sums, width, ahead),
+                    _ => mix::<S, E, M, 1>(weights, values, step, count, sums, width, ahead),
                 }
             };
     }
@@ -169,14 +205,14 @@ pub(super) unsafe fn mix_rows<S: Simd, const M: usize>(
 
 /// [`mix_rows`] for `N` vectors of the values. Returns `N`.
 #[inline(always)]
-unsafe fn mix<S: Simd, const M: usize, const N: usize>(
+unsafe fn mix<S: Simd, E: Element, const M: usize, const N: usize>(
     weights: *const f32,
-    values: *const f32,
+    values: *const E,
     step: usize,
     count: usize,
     sums: *mut f32,
     width: usize,
-    ahead: Ahead,
+    ahead: Ahead<E>,
 ) -> usize {
     // SAFETY: passed on to the caller.
     unsafe {
@@ -190,7 +226,7 @@ unsafe fn mix<S: Simd, const M: usize, const N: usize>(
             ahead.fetch::<S>(key, width);
             let mut value = [S::splat(0.0); N];
             for n in 0..N {
-                value[n] = S::load(values.add(key * step + n * LANES));
+                value[n] = E::load::<S>(values.add(key * step + n * LANES));
             }
             for m in 0..M {
                 let weight = S::splat(*weights.add(m * TILE + key));

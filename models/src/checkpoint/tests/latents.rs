@@ -1,0 +1,239 @@
+//! Keys and values as latents: written, read back, counted, exported, and damaged.
+
+use super::malformed::{Stored, Values, edited};
+use super::*;
+use crate::cache::CacheFormat;
+use crate::error::{Error, Hint};
+use crate::projection::GroupHeads;
+
+/// Heads for keys and values, in groups of 2 and 1.
+const KV_HEADS: usize = 3;
+const GROUPS: [usize; 2] = [2, 1];
+
+/// The qwen2 of this folder with 6 heads of 8, 3 for keys and values; only its configuration and frame are of use.
+fn source(folder: &Path) -> Checkpoint {
+    let original = qwen2();
+    let mut config = original.config().source.clone();
+    for (key, value) in [
+        ("num_attention_heads", 6),
+        ("num_key_value_heads", KV_HEADS),
+        ("head_dim", 8),
+    ] {
+        config.insert(key.into(), value.into());
+    }
+    let path = folder.join("source");
+    fs_err::create_dir(&path).expect("creates");
+    let config = serde_json::to_vec(&config).expect("json");
+    fs_err::write(path.join("config.json"), config).expect("writes");
+    fs_err::copy(original.path().join(SINGLE_FILE), path.join(SINGLE_FILE)).expect("copies");
+    open(&path)
+}
+
+/// Latents of ranks `keys` and `values`, joint or not, and expansions with biases.
+fn heads(keys: [usize; 2], values: [usize; 2], joint: bool) -> GroupHeads {
+    let expansions = |ranks: [usize; 2]| {
+        let groups = ranks.iter().zip(GROUPS);
+        let groups =
+            groups.map(|(rank, heads)| dense(*rank, heads * 8, Some(random([heads * 8]))).into());
+        groups.collect::<Vec<Matrix>>()
+    };
+    let of_values: usize = if joint { 0 } else { values.iter().sum() };
+    let rank = keys.iter().sum::<usize>() + of_values;
+    GroupHeads::new(
+        dense(32, rank, None).into(),
+        expansions(keys),
+        expansions(values),
+        joint,
+    )
+}
+
+/// A model whose first layer has separate latents and whose second has joint ones, cached as `format`.
+fn model(format: Option<CacheFormat>) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("temp");
+    let (source, device) = (source(folder.path()), Device::flex());
+    let path = folder.path().join("model");
+    let mut writer = CompressedWriter::create(&path, 2, StoredDtype::F32, false).expect("creates");
+    writer.write_frame(&source).expect("writes");
+    let mut total = 0;
+    for (index, latent) in [heads([5, 3], [7, 4], false), heads([6, 3], [6, 3], true)]
+        .into_iter()
+        .enumerate()
+    {
+        let loaded = qwen2().load_layer(index, Precision::F32, &device);
+        let mut layer = loaded.expect("loads");
+        let q = dense(32, 48, Some(random([48])));
+        layer.attention.qkv = ProjectionGroup::new(vec![q.into()]);
+        layer.attention.output = dense(48, 32, None).into();
+        total += scalars(&layer) + latent.scalars();
+        layer.attention.latent = Some(latent);
+        writer.write_layer(index, &layer).expect("writes");
+    }
+    let mut manifest = manifest(StoredDtype::F32, total, writer.tensor_bytes());
+    manifest.cache_format = format;
+    let finished = writer.finish(&source, manifest, &mut || Ok(()));
+    finished.expect("finishes");
+    (folder, path)
+}
+
+#[test]
+fn latents_are_read_back_counted_and_verified() {
+    let (_folder, path) = model(Some(CacheFormat::F16));
+    let checkpoint = open(&path);
+    let kinds: Vec<_> = checkpoint.projections().iter().map(|p| p.kind).collect();
+    assert_eq!(kinds[..3], ["dense", "group-head", "group-head"]);
+    assert_eq!(
+        kinds[7..10],
+        ["dense", "joint-group-head", "joint-group-head"]
+    );
+    assert_eq!(checkpoint.kv_numbers_per_token(), [19, 9]);
+    assert_eq!(checkpoint.cache_format(), CacheFormat::F16);
+    assert_eq!(checkpoint.kv_bytes_per_token(CacheFormat::F16), 2 * 28);
+    // Each slice is filled up to eights of codes, and has a scale and a minimum.
+    assert_eq!(checkpoint.kv_bytes_per_token(CacheFormat::Q4), 6 * (4 + 4));
+    let outcome = verify(&checkpoint, &Device::flex(), &Silent).expect("reads");
+    assert!(outcome.ok, "{:?}", outcome.problems);
+    for precision in Precision::ALL {
+        let projections = checkpoint.projections();
+        let inside: u64 = projections.iter().map(|p| p.bytes(precision)).sum();
+        let total = inside + around(checkpoint.config(), precision);
+        assert_eq!(checkpoint.memory_bytes(precision), total, "{precision}");
+    }
+    let f32: u64 = checkpoint.memory_bytes(Precision::F32);
+    assert_eq!(f32, 4 * checkpoint.parameters());
+}
+
+#[test]
+fn the_dense_export_of_latents_computes_the_same() {
+    let (folder, path) = model(None);
+    let out = folder.path().join("dense");
+    let device = Device::flex();
+    let written = export_dense(
+        &open(&path),
+        &out,
+        StoredDtype::F32,
+        false,
+        &device,
+        &Silent,
+    );
+    written.expect("exports");
+    let exported = open(&out);
+    assert!(exported.projections().iter().all(|p| p.kind == "dense"));
+    assert!(!exported.has_latents());
+    let expected = logits(&load(&out, Precision::F32), 21);
+    let decoder = load(&path, Precision::F32);
+    for size in [21, 4, 1] {
+        let off = distance(&logits(&decoder, size), &expected);
+        assert!(off < 1e-4, "{size} tokens at a time are off by {off}");
+    }
+}
+
+#[test]
+fn a_packed_cache_is_for_latents_alone() {
+    let (_folder, path) = model(Some(CacheFormat::Q4));
+    let checkpoint = open(&path);
+    assert!(checkpoint.check_cache_format(CacheFormat::Q2).is_ok());
+    assert!(
+        load(&path, Precision::F32)
+            .set_cache_format(CacheFormat::Q3)
+            .is_ok()
+    );
+    let dense = qwen2();
+    let error = dense
+        .check_cache_format(CacheFormat::Q4)
+        .expect_err("dense");
+    let text = "a q4 cache packs latents, and layer 0 keeps keys and values in full";
+    assert_eq!(error.to_string(), text);
+    assert!(error.hint().is_some_and(|hint| hint.contains("f16")));
+    let mut decoder = dense
+        .load(Precision::F32, &Device::flex(), &Silent)
+        .expect("loads");
+    assert!(decoder.set_cache_format(CacheFormat::Q4).is_err());
+    assert!(decoder.set_cache_format(CacheFormat::F16).is_ok());
+    // A manifest that declares what its model can not do.
+    let (_folder, path, _) = mixed([0, 1], StoredDtype::F32);
+    let file = path.join(MANIFEST_FILE);
+    let manifest = fs_err::read_to_string(&file).expect("reads");
+    let declared = manifest.replacen(
+        "\"fallbacks\"",
+        "\"cache_format\": \"q4\", \"fallbacks\"",
+        1,
+    );
+    fs_err::write(&file, declared).expect("writes");
+    assert_eq!(
+        Checkpoint::open(&path).err().expect("refused").to_string(),
+        text
+    );
+}
+
+/// What opening and loading the model says after an edit.
+fn failure(edit: impl FnOnce(&mut Vec<Stored>)) -> String {
+    let (_folder, path) = model(None);
+    let error: Error = edited(&path, true, edit).expect_err("refused");
+    let text = error.to_string();
+    // The folder's name differs from run to run.
+    let (tensor, rest) = text.split_once(" of `").expect("names its file");
+    let (_, why) = rest.split_once("` ").expect("ends the name");
+    format!("{tensor} {why}")
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let drop =
+        |name: &'static str| move |all: &mut Vec<Stored>| all.retain(|t| !t.name.ends_with(name));
+    let shape = |name: &'static str, shape: [usize; 2]| {
+        move |all: &mut Vec<Stored>| {
+            let tensor = all
+                .iter_mut()
+                .find(|t| t.name.ends_with(name))
+                .expect("there");
+            tensor.values = Values::Floats(vec![0.1; shape[0] * shape[1]]);
+            tensor.shape = shape.to_vec();
+        }
+    };
+    let messages = [
+        failure(drop("0.self_attn.k_proj.groups.0.weight")),
+        failure(drop("0.self_attn.v_proj.groups.1.weight")),
+        failure(drop("0.self_attn.k_proj.groups.1.bias")),
+        failure(drop("1.self_attn.kv_latent.weight")),
+        failure(shape("0.self_attn.kv_latent.weight", [18, 32])),
+        failure(shape("0.self_attn.kv_latent.weight", [19, 30])),
+        failure(shape("0.self_attn.k_proj.groups.0.weight", [12, 5])),
+        failure(shape("0.self_attn.k_proj.groups.1.weight", [16, 3])),
+        failure(shape("0.self_attn.v_proj.groups.1.weight", [8, 5])),
+        failure(shape("1.self_attn.v_proj.groups.1.weight", [8, 2])),
+    ];
+    let of = |name: &str, why: &str| format!("tensor `model.layers.{name}` {why}");
+    let basis = "0.self_attn.kv_latent.weight";
+    let missing = "is missing, or those before it lack heads: they give";
+    let expected = [
+        of(
+            "0.self_attn.k_proj.groups.0.weight",
+            &format!("{missing} 0 of 24 values"),
+        ),
+        of(
+            "0.self_attn.v_proj.groups.1.weight",
+            &format!("{missing} 16 of 24 values"),
+        ),
+        of("0.self_attn.k_proj.groups.1.bias", "is missing"),
+        of("1.self_attn.k_proj.weight", "is missing"),
+        of(basis, "has 18 latents; the groups of heads read 19"),
+        of(
+            basis,
+            "has shape [19, 30], but the configuration asks for [19, 32]",
+        ),
+        of(
+            "0.self_attn.k_proj.groups.0.weight",
+            "has shape [12, 5]: a group has whole heads of 8 and a rank of at least 1",
+        ),
+        of(
+            "0.self_attn.k_proj.groups.1.weight",
+            "is too much: 32 values for heads of 24",
+        ),
+        of(basis, "has 19 latents; the groups of heads read 20"),
+        of(
+            "1.self_attn.kv_latent.weight",
+            "has 9 latents; the groups of heads read 17",
+        ),
+    ];
+    assert_eq!(messages, expected);
+}
