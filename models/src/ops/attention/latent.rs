@@ -31,7 +31,7 @@ const ROWS: usize = 512;
 /// alone.
 const FEW_TOKENS: usize = 32;
 /// Nothing is asked for ahead of its use: tiles are rebuilt in memory that is near.
-const NOT_AHEAD: Ahead = Ahead {
+const NOT_AHEAD: Ahead<f32> = Ahead {
     from: std::ptr::null(),
     step: 0,
     on: false,

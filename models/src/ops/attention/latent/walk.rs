@@ -249,9 +249,9 @@ impl Work<'_> {
                         let q = scratch.q.as_ptr().add(row * d);
                         let (keys, to) = (scratch.channels.as_ptr(), scores.add(row * TILE));
                         row += match (S::MANY_REGISTERS, end - row) {
-                            (true, 6..) => score_rows::<S, 6>(q, d, keys, to, NOT_AHEAD),
-                            (true, 3..) => score_rows::<S, 3>(q, d, keys, to, NOT_AHEAD),
-                            _ => score_rows::<S, 1>(q, d, keys, to, NOT_AHEAD),
+                            (true, 6..) => score_rows::<S, _, 6>(q, d, keys, to, NOT_AHEAD),
+                            (true, 3..) => score_rows::<S, _, 3>(q, d, keys, to, NOT_AHEAD),
+                            _ => score_rows::<S, _, 1>(q, d, keys, to, NOT_AHEAD),
                         };
                     }
                     head += 1;
