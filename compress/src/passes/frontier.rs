@@ -142,6 +142,7 @@ impl FrontierSettings {
             },
             neuron_step: self.neuron_step,
             neuron_sizes: self.neuron_sizes,
+            ..Factorization::default()
         };
         factorization.checked()
     }
