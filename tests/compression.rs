@@ -290,12 +290,152 @@ fn identity_blocks_of_a_pruned_model_keep_its_shapes() {
     }
 }
 
+/// Settings of `kv_low_rank`, and whether a latent serves keys and values.
+const LATENTS: [(&str, &str, bool); 4] = [
+    ("joint", "cache = 'q4'", true),
+    (
+        "separate",
+        "latent = 'separate'\ngroup_heads = 1\nrule = 'fisher_group'",
+        false,
+    ),
+    ("groups", "group_heads = 1\nrule = 'fisher'", true),
+    (
+        "palu",
+        "latent = 'separate'\nrule = 'uniform'\ntwo_sided = false\nrotate = false",
+        false,
+    ),
+];
+
+fn kv_low_rank(keep: f64, settings: &str) -> String {
+    format!("pass = 'kv_low_rank'\nkeep = {keep}\nrank_floor = 1\nrank_step = 1\n{settings}")
+}
+
+/// Latent values of a token, over all layers.
+fn latent_numbers(run: &Value, joint: bool) -> u64 {
+    let sites = run["sites"].as_array().expect("sites").iter();
+    let own = sites.filter(|s| s["projection"] == "k" || (!joint && s["projection"] == "v"));
+    own.map(|s| s["rank"].as_u64().expect("a rank")).sum()
+}
+
+/// A share of the cache's numbers is met exactly; everything kept is the model itself but for rounding.
+#[test]
+fn latents_meet_their_budget_on_every_family() {
+    let bench = Bench::new();
+    for name in FAMILIES {
+        let model = family(name);
+        for (kind, settings, joint) in LATENTS {
+            let out = format!("{name}-{kind}");
+            let recipe = bench.recipe(kind, &kv_low_rank(0.7, settings), "");
+            let run = bench.compress(&model, &recipe, &out, &[]).json();
+            let sites = run["sites"].as_array().expect("sites");
+            let dense: u64 = sites
+                .iter()
+                .map(|s| s["shape"][0].as_u64().expect("rows"))
+                .sum();
+            let numbers = latent_numbers(&run, joint);
+            // One latent of all heads needs no more values than there are inputs.
+            let widths = sites.iter().filter(|s| s["projection"] == "k");
+            let inputs: u64 = widths.map(|s| s["shape"][1].as_u64().expect("width")).sum();
+            let most = if kind == "joint" { inputs } else { dense };
+            assert_eq!(numbers, most.min((0.7 * dense as f64) as u64), "{out}");
+            let ratio = run["kv_keep_ratio"].as_f64().expect("ratio");
+            assert_eq!(ratio, numbers as f64 / dense as f64, "{out}");
+            assert!(sites.iter().all(|s| s["pass"] == "kv_low_rank"));
+            let small = bench.path(&out);
+            let verified = cinder(&["verify", &small, "--quiet"]);
+            assert_eq!(verified.code, 0, "{out}: {}", verified.stdout);
+
+            let whole = kv_low_rank(0.7, &settings.replace("cache = 'q4'", ""));
+            let recipe = bench.recipe(kind, &whole, "");
+            let more = ["--keep", "1", "--overwrite"];
+            bench.compress(&model, &recipe, &out, &more).json();
+            close(&bench.nll(&model), &bench.nll(&small), 1e-3, &out);
+        }
+    }
+}
+
+/// Keys and values have one owner; what is left of the site is the other pass's.
+#[test]
+fn latents_beside_a_pass_for_the_weights() {
+    let bench = Bench::new();
+    for name in FAMILIES {
+        for propagate in ["", "propagate = 'block'"] {
+            let passes = format!(
+                "{}\n[[passes]]\n{}",
+                PASSES[6].1,
+                kv_low_rank(0.5, "cache = 'f16'")
+            );
+            let recipe = bench.recipe("both", &passes, propagate);
+            let more = ["--overwrite"];
+            let run = bench.compress(&family(name), &recipe, name, &more).json();
+            let sites = run["sites"].as_array().expect("sites");
+            let owner = |projection: &str| match projection {
+                "k" | "v" => "kv_low_rank",
+                _ => "frontier",
+            };
+            for site in sites {
+                let projection = site["projection"].as_str().expect("a name");
+                assert_eq!(site["pass"], owner(projection), "{name}, {projection}");
+            }
+            let sum = |own: bool| -> (u64, u64) {
+                let sites = sites.iter().filter(|s| (s["pass"] == "frontier") == own);
+                let sizes = sites.map(|s| {
+                    let shape = |i: usize| s["shape"][i].as_u64().expect("a width");
+                    (s["scalars"].as_u64().expect("count"), shape(0) * shape(1))
+                });
+                sizes.fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+            };
+            let (weights, dense) = sum(true);
+            assert!(
+                weights <= (0.7 * dense as f64) as u64,
+                "{weights} of {dense}"
+            );
+            assert!(
+                0.7 * dense as f64 - (weights as f64) < 384.0,
+                "{weights} of {dense}"
+            );
+            assert_eq!(run["projection_scalars_after"], weights + sum(false).0);
+            let out = bench.path(name);
+            let verified = cinder(&["verify", &out, "--quiet"]);
+            assert_eq!(verified.code, 0, "{name}: {}", verified.stdout);
+            let manifest = std::fs::read_to_string(Path::new(&out).join("cinder.json"));
+            let manifest: Value = serde_json::from_str(&manifest.expect("reads")).expect("JSON");
+            assert_eq!(manifest["cache_format"], "f16");
+            assert!(bench.nll(&out).iter().all(|nll| nll.is_finite()));
+        }
+    }
+}
+
+/// What has latents already is no model for a pass, and no two passes make them.
+#[test]
+fn latents_are_made_once() {
+    let bench = Bench::new();
+    let model = family("tiny-llama");
+    let pass = kv_low_rank(0.5, "");
+    let recipe = bench.recipe("latents", &pass, "");
+    bench.compress(&model, &recipe, "latents", &[]).json();
+    let made = bench.path("latents");
+    for recipe in [&recipe, "recipes/identity-block.toml"] {
+        let again = bench.compress(&made, recipe, "again", &[]);
+        assert_eq!(again.code, 1, "{}", again.stdout);
+        let line = "`k` of layer 0 is joint-group-head already";
+        assert!(again.stderr.contains(line), "{}", again.stderr);
+    }
+    for other in [pass.as_str(), "pass = 'identity_block'"] {
+        let recipe = bench.recipe("twice", &format!("{pass}\n[[passes]]\n{other}"), "");
+        let refused = bench.compress(&model, &recipe, "twice", &[]);
+        let line = "factoring `k` twice";
+        assert!(refused.stderr.contains(line), "{}", refused.stderr);
+    }
+}
+
 /// Killed at any moment and resumed, a run ends in the same bytes.
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
     let bench = Bench::new();
     let model = family("tiny-qwen3");
-    let recipe = bench.recipe("frontier", PASSES[6].1, "propagate = 'block'");
+    let passes = format!("{}\n[[passes]]\n{}", PASSES[6].1, kv_low_rank(0.5, ""));
+    let recipe = bench.recipe("frontier", &passes, "propagate = 'block'");
     let start = Instant::now();
     bench.compress(&model, &recipe, "whole", &[]).json();
     let time = start.elapsed();
@@ -653,7 +793,14 @@ fn recipes_and_their_schema() {
         assert!(schema["$defs"][name].is_object(), "{name} is not defined");
     }
     let folder = tempfile::tempdir().expect("temp");
-    for recipe in ["frontier", "skipcat", "low-rank"] {
+    let weights = ["frontier", "skipcat", "low-rank"].map(|recipe| (recipe, 0.8));
+    let latents = [
+        ("palu-30", 0.7),
+        ("palu-50", 0.5),
+        ("palu-50-3bit", 0.5),
+        ("skipcat+palu", 0.5),
+    ];
+    for (recipe, keep) in weights.into_iter().chain(latents) {
         let file = format!("recipes/{recipe}.toml");
         let long = cinder(&[
             "compress",
@@ -678,7 +825,11 @@ fn recipes_and_their_schema() {
         ])
         .json();
         assert_eq!(plan["recipe"]["name"], recipe);
-        assert!((plan["keep_ratio"].as_f64().expect("ratio") - 0.8).abs() < 0.05);
+        let passes = plan["recipe"]["passes"].as_array().expect("passes");
+        assert_eq!(passes[passes.len() - 1]["keep"], keep);
+        if keep == 0.8 {
+            assert!((plan["keep_ratio"].as_f64().expect("ratio") - 0.8).abs() < 0.05);
+        }
         assert!(plan["seconds_estimate"].as_f64().expect("seconds") > 0.0);
     }
 }

@@ -89,7 +89,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dense: Vec<_> = (0..layers)
         .map(|_| {
             let shape = [1, KV_HEADS, context, HEAD_DIM];
-            let mut cache = DenseCache::new(context);
+            let mut cache = DenseCache::new(context, CacheFormat::F32);
             cache.append(random(shape), random(shape))
         })
         .collect();

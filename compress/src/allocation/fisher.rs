@@ -68,4 +68,29 @@ mod tests {
         assert_eq!(sizes[2], None);
         assert_eq!((sizes[0], sizes[1]), (Some(10), Some(22)));
     }
+
+    /// low-rank.md §1.3's test vector, whose published rule rounds capped shares over all alike; here they stay in
+    /// proportion, and the budget is met exactly.
+    #[test]
+    fn latents_of_known_scores() {
+        for (keep, total, expected) in [
+            (0.5, 1536, [152, 76, 38, 512, 455, 303]),
+            (0.7, 2150, [351, 175, 88, 512, 512, 512]),
+        ] {
+            let ladder = Ladder::of_latents(512, 4096, Ranks::ALL, &[]);
+            let sites = [1.0, 0.5, 0.25, 4.0, 3.0, 2.0].map(|_| {
+                vec![Alternative {
+                    ladders: vec![ladder.clone()],
+                    scalars: 0,
+                    loss: 0.0,
+                }]
+            });
+            let choices = fisher(&sites, &[1.0, 0.5, 0.25, 4.0, 3.0, 2.0], keep);
+            let ranks = choices.iter().filter_map(|c| ladder.rungs[c.rungs[0]].size);
+            let ranks: Vec<usize> = ranks.collect();
+            assert_eq!(ranks.iter().sum::<usize>(), total);
+            let near = |(a, b): (&usize, usize)| a.abs_diff(b) <= 2;
+            assert!(ranks.iter().zip(expected).all(near), "{ranks:?}");
+        }
+    }
 }

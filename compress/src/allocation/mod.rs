@@ -257,8 +257,17 @@ mod tests {
             keep in 0.02f64..1.0, identity: bool, floor in 1usize..4, step in 1usize..5,
         ) {
             let sites = sites(&shapes, identity, Ranks { floor, step });
-            let full: u64 = shapes.iter().map(|(m, n, _)| (m * n) as u64).sum();
-            let budget = (keep * full as f64).floor() as u64;
+            let latent = |(out, input, _): &(usize, usize, u64)| {
+                let ranks = Ranks { floor: floor.min(*out).min(*input), step };
+                let loss: Vec<f64> = (0..=*out).map(|r| 1.0 / (r + 1) as f64).collect();
+                vec![Alternative { ladders: vec![Ladder::of_latents(*out, *input, ranks, &loss)], scalars: 0, loss: 0.0 }]
+            };
+            let latents: Vec<Vec<Alternative>> = shapes.iter().map(latent).collect();
+            let budget_of = |sites: &[Vec<Alternative>]| {
+                let full: u64 = sites.iter().flat_map(|s| &s[0].ladders).map(|l| l.dense).sum();
+                (keep * full as f64).floor() as u64
+            };
+            let budget = budget_of(&sites);
             let least_of = |site: &Vec<Alternative>| -> u64 {
                 let smallest = |a: &Alternative| a.scalars + a.ladders.iter().map(|l| l.rungs[0].scalars).sum::<u64>();
                 site.iter().map(smallest).min().unwrap_or(0)
@@ -270,7 +279,11 @@ mod tests {
                 (&singles, energy(&singles, budget)),
                 (&singles, fisher(&singles, &scores, keep)),
                 (&sites, loss(&sites, budget)),
+                (&latents, uniform(&latents, keep)),
+                (&latents, fisher(&latents, &scores, keep)),
+                (&latents, loss(&latents, budget_of(&latents))),
             ] {
+                let budget = budget_of(sites);
                 let used = scalars(sites, &choices);
                 let least: u64 = sites.iter().map(least_of).sum();
                 if least > budget {

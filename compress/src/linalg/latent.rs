@@ -77,6 +77,7 @@ fn rotation(n: usize) -> Mat<f64> {
 
 #[cfg(test)]
 mod tests {
+    use faer::prelude::{Reborrow, ReborrowMut};
     use proptest::prelude::*;
 
     use super::super::decompose::divide_by_square;
@@ -178,13 +179,11 @@ mod tests {
                 &input.l * Mat::from_fn(n, 200, |i, j| f64::from(values(n * 200, 8)[i * 200 + j]));
             let mut latents = &factors.basis * &x;
             for mut token in latents.col_iter_mut() {
-                let (low, high) = token
-                    .iter()
-                    .fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+                let bounds = |(low, high): (f64, f64), v: &f64| (low.min(*v), high.max(*v));
+                let (low, high) = token.rb().iter().fold((f64::MAX, f64::MIN), bounds);
                 let step = (high - low) / 15.0;
-                token
-                    .iter_mut()
-                    .for_each(|v| *v -= low + ((*v - low) / step).round() * step);
+                let error = |v: &mut f64| *v -= low + ((*v - low) / step).round() * step;
+                token.rb_mut().iter_mut().for_each(error);
             }
             let wrong = &factors.expansion * latents;
             outer(&parts, &wrong, lower_transposed_times).squared_norm_l2()

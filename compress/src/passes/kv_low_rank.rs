@@ -21,6 +21,8 @@
 
 mod analysis;
 mod apply;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 

@@ -161,6 +161,22 @@ struct Layout {
 }
 
 impl Manifest {
+    /// Numbers that the KV cache stores of a token / those of keys and values in full; none where nothing was made of latents.
+    pub fn kv_keep_ratio(&self) -> Option<f64> {
+        let kinds = ["group-head", "joint-group-head"];
+        let latents = self
+            .sites
+            .iter()
+            .filter(|s| kinds.contains(&s.kind.as_str()));
+        let (kept, full) = latents.fold((0, 0), |(kept, full), site| {
+            // Values read the latent that counts with the keys.
+            let shared = site.kind == kinds[1] && site.projection != "k";
+            let own = site.rank.filter(|_| !shared).unwrap_or(0);
+            (kept + own, full + site.shape[0])
+        });
+        (full > 0).then(|| kept as f64 / full as f64)
+    }
+
     /// Reads the manifest of `directory`; `None` when it has none.
     ///
     /// # Errors

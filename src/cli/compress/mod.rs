@@ -39,7 +39,7 @@ pub struct Args {
     /// The directory to make
     #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "print_schema"])]
     out: Option<PathBuf>,
-    /// Replaces the recipe's keep ratio: stored scalars after / before
+    /// Replaces the keep ratio of every pass: stored scalars after / before, or numbers in the KV cache
     #[arg(long, value_name = "RATIO", value_parser = parse_keep)]
     keep: Option<f64>,
     /// Replaces the recipe's calibration text: a file, `boolq:calibration`, or `self`
@@ -185,6 +185,8 @@ pub fn outcome_json(outcome: &Outcome) -> Value {
         "path": outcome.out,
         "recipe": m.recipe["name"],
         "keep_ratio": m.keep_ratio,
+        "kv_keep_ratio": m.kv_keep_ratio(),
+        "cache_format": m.cache_format,
         "projection_scalars_before": m.projection_scalars_before,
         "projection_scalars_after": m.projection_scalars_after,
         "bytes_before": m.bytes_before,
@@ -225,6 +227,9 @@ fn outcome_text(outcome: &Outcome) -> String {
         bytes(m.bytes_before),
         bytes(m.bytes_after),
     );
+    if let (Some(kept), Some(format)) = (m.kv_keep_ratio(), m.cache_format) {
+        text += &format!("\nKV cache: latents of {kept:.4} of its numbers, stored as {format}");
+    }
     if m.source.stored_as.contains('Q') {
         text += &format!(
             "\nnote: the source is quantised ({}, {} on disk); its dequantised weights are the baseline here",

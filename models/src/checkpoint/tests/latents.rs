@@ -70,7 +70,7 @@ fn model(format: Option<CacheFormat>) -> (TempDir, PathBuf) {
     }
     let mut manifest = manifest(StoredDtype::F32, total, writer.tensor_bytes());
     manifest.cache_format = format;
-    let finished = writer.finish(&source, manifest, &mut || Ok(()));
+    let finished = writer.finish(&source, manifest);
     finished.expect("finishes");
     (folder, path)
 }

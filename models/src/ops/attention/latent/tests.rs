@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ModelConfig;
-use crate::cache::{DenseCache, LatentCache};
+use crate::cache::{CacheFormat, DenseCache, LatentCache};
 use crate::decoder::{Rotary, RotaryTable};
 use crate::projection::{GroupHeads, Matrix};
 
@@ -338,7 +338,7 @@ fn at_full_rank_it_is_dense_attention() {
         part.reshape([batch, past + tokens, 3, d])
     };
     let k = layer.table(0, past + tokens).rotate(heads(0));
-    let mut dense = DenseCache::new(0);
+    let mut dense = DenseCache::new(0, CacheFormat::F32);
     let (k, v, keys) = dense.append(k.swap_dims(1, 2), heads(3 * d).swap_dims(1, 2));
     let expected = crate::ops::attention(q.clone(), k, v, keys, None);
     for form in FORMS {

@@ -199,13 +199,33 @@ pub(super) unsafe fn mix<S: Simd>(
         row += unsafe {
             let (weights, sums) = (weights.add(row * TILE), sums.add(row * width));
             match (S::MANY_REGISTERS, rows - row) {
-                (true, 6..) => {
-                    mix_rows::<S, _, 6>(weights, values, width, count, sums, width, super::NOT_AHEAD)
-                }
-                (true, 3..) => {
-                    mix_rows::<S, _, 3>(weights, values, width, count, sums, width, super::NOT_AHEAD)
-                }
-                _ => mix_rows::<S, _, 1>(weights, values, width, count, sums, width, super::NOT_AHEAD),
+                (true, 6..) => mix_rows::<S, _, 6>(
+                    weights,
+                    values,
+                    width,
+                    count,
+                    sums,
+                    width,
+                    super::NOT_AHEAD,
+                ),
+                (true, 3..) => mix_rows::<S, _, 3>(
+                    weights,
+                    values,
+                    width,
+                    count,
+                    sums,
+                    width,
+                    super::NOT_AHEAD,
+                ),
+                _ => mix_rows::<S, _, 1>(
+                    weights,
+                    values,
+                    width,
+                    count,
+                    sums,
+                    width,
+                    super::NOT_AHEAD,
+                ),
             }
         };
     }
