@@ -86,23 +86,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = ModelConfig::from_json(CONFIG, Path::new("config.json"))?;
     let table = Rotary::new(&config).table(context - tokens, tokens, &Device::flex());
 
-    let dense: Vec<_> = (0..layers)
-        .map(|_| {
-            let shape = [1, KV_HEADS, context, HEAD_DIM];
-            let mut cache = DenseCache::new(context, CacheFormat::F32);
-            cache.append(random(shape), random(shape))
-        })
-        .collect();
     let q = random([1, tokens, HEADS, HEAD_DIM]);
-    let mut kinds = vec![Kind {
-        name: "dense f32".into(),
-        bytes_per_token: 2 * (KV_HEADS * HEAD_DIM * 4) as u64,
-        attend: Box::new(move |layer| {
-            let (k, v, keys) = dense[layer].clone();
-            std::hint::black_box(ops::attention(q.clone(), k, v, keys, None));
-        }),
-        best: f64::INFINITY,
-    }];
+    let dense = |format: CacheFormat| {
+        let filled = |_| {
+            let shape = [1, KV_HEADS, context, HEAD_DIM];
+            let mut cache = DenseCache::new(context, format);
+            cache.append(random(shape), random(shape))
+        };
+        let caches: Vec<_> = (0..layers).map(filled).collect();
+        let q = q.clone();
+        Kind {
+            name: format!("dense {format}"),
+            bytes_per_token: (2 * KV_HEADS * HEAD_DIM * format.bits() / 8) as u64,
+            attend: Box::new(move |layer| {
+                let (k, v, keys) = caches[layer].clone();
+                std::hint::black_box(ops::attention(q.clone(), k, v, keys, None));
+            }),
+            best: f64::INFINITY,
+        }
+    };
+    let mut kinds = vec![dense(CacheFormat::F32), dense(CacheFormat::F16)];
     let wanted = std::env::args().nth(5).unwrap_or_default();
     for removed in [30, 50, 70] {
         // Latent values of all keys, a multiple of 24 that leaves what is kept of 192.
