@@ -331,7 +331,7 @@ fn wrong_usage_exits_with_2() {
     fails!(
         "usage-bench-beyond",
         2,
-        cinder(&["bench", arg(&model), "--context", "4096"]),
+        cinder(&["bench", arg(&model), "--prefill", "4", "--context", "4096"]),
         root
     );
     fails!(
@@ -393,7 +393,7 @@ fn what_does_not_fit_in_memory_is_refused() {
         "--max-new-tokens",
         "200",
     ];
-    fails!("memory-generate", 1, run(&generate, "190000"), root);
+    fails!("memory-generate", 1, run(&generate, "60000"), root);
     let text = root.join("LICENSE-MIT");
     let eval = [
         "eval",
@@ -404,7 +404,7 @@ fn what_does_not_fit_in_memory_is_refused() {
         "--window",
         "64",
     ];
-    fails!("memory-eval", 1, run(&eval, "50000"), root);
+    fails!("memory-eval", 1, run(&eval, "100000"), root);
     let bench = [
         "bench",
         arg(&model),

@@ -79,10 +79,11 @@ impl<'a> Group<'a> {
         self.rows.first().filter(|row| row.is_dense())
     }
 
-    /// The rows that are points of the chart: against the keep ratio the dense model is a line alone.
+    /// The rows that are points of the chart, the dense model's last: against the keep ratio it is a line alone.
     pub fn points(&self) -> impl Iterator<Item = &Row<'a>> {
         let all = self.axis == Axis::CacheBytes;
-        self.rows.iter().filter(move |row| all || !row.is_dense())
+        let dense = self.rows.iter().filter(move |row| all && row.is_dense());
+        self.rows.iter().filter(|row| !row.is_dense()).chain(dense)
     }
 
     /// The points by series, in their order; each from the largest keep ratio to the smallest.

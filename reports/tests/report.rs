@@ -73,7 +73,7 @@ fn caches_of_different_sizes_get_a_chart_of_their_own() {
     for text in [
         "palu, q8 cache",
         "palu, q4 cache",
-        ">dense<",
+        "dense\n",
         "KV cache bytes per token",
     ] {
         assert!(drawing.contains(text), "{text}");

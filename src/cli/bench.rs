@@ -90,7 +90,11 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
                 "give shorter lengths, or `--beyond-context` to measure speed there all the same"
             }
         };
-        let longest = longest.max(context_length);
+        let longest = if longest > most {
+            longest
+        } else {
+            context_length
+        };
         let what = format!("{longest} tokens do not fit the model's context of {most}");
         return Err(Usage::new(what, hint).into());
     }

@@ -38,9 +38,9 @@ pub struct Demand {
 /// A run that needs more memory than there is.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "about {} of memory are needed, and {} are available: {} for weights, {} for a {} cache of {} tokens, {} for activations",
-    bytes(demand.total()), bytes(*available), bytes(demand.weights), bytes(demand.cache(demand.per_token)), demand.format,
-    demand.length.held, bytes(demand.activations)
+    "about {} of memory are needed, and {} are available: {} for weights, {} for a cache of {} tokens as {}, {} for activations",
+    bytes(demand.total()), bytes(*available), bytes(demand.weights), bytes(demand.cache(demand.per_token)), demand.length.held,
+    demand.format, bytes(demand.activations)
 )]
 pub struct DoesNotFit {
     demand: Demand,
@@ -229,8 +229,8 @@ mod tests {
         let (text, hint) = refused(100, 5099);
         assert_eq!(
             text,
-            "about 5.1 kB of memory are needed, and 5.1 kB are available: 1.0 kB for weights, 4.0 kB for a f32 cache of \
-             100 tokens, 100 B for activations"
+            "about 5.1 kB of memory are needed, and 5.1 kB are available: 1.0 kB for weights, 4.0 kB for a cache of \
+             100 tokens as f32, 100 B for activations"
         );
         assert_eq!(hint, "`--cache f16` fits; as f32, 99 tokens do");
         assert_eq!(

@@ -21,7 +21,6 @@ pub(crate) struct LatentInfo {
 impl LatentInfo {
     pub(crate) fn find(source: &dyn TensorSource, layer: usize) -> Option<Self> {
         let prefix = latent_prefix(layer);
-        let rank = *source.info(&format!("{prefix}.weight"))?.shape.first()?;
         let groups = |projection: &str| -> Vec<(usize, usize)> {
             let prefix = projection_prefix(layer, projection);
             let shapes = (0..).map_while(|group| {
@@ -34,6 +33,12 @@ impl LatentInfo {
             shapes.collect()
         };
         let (keys, values) = (groups("k"), groups("v"));
+        let basis = source.info(&format!("{prefix}.weight"));
+        if basis.is_none() && keys.is_empty() && values.is_empty() {
+            return None;
+        }
+        let rank = basis.and_then(|info| info.shape.first().copied());
+        let rank = rank.unwrap_or(0);
         let total = |groups: &[(usize, usize)]| groups.iter().map(|(_, rank)| rank).sum::<usize>();
         Some(LatentInfo {
             prefix,
@@ -96,6 +101,10 @@ impl LatentInfo {
         kv_width: usize,
         head_dim: usize,
     ) -> Result<(), (String, String)> {
+        if self.rank == 0 {
+            let why = "is missing, or has no latents".into();
+            return Err((format!("{}.weight", self.prefix), why));
+        }
         for projection in ["k", "v"] {
             let prefix = projection_prefix(layer, projection);
             let groups = self.groups(projection);

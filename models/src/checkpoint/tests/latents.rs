@@ -215,7 +215,10 @@ fn what_does_not_fit_is_named() {
             &format!("{missing} 16 of 24 values"),
         ),
         of("0.self_attn.k_proj.groups.1.bias", "is missing"),
-        of("1.self_attn.k_proj.weight", "is missing"),
+        of(
+            "1.self_attn.kv_latent.weight",
+            "is missing, or has no latents",
+        ),
         of(basis, "has 18 latents; the groups of heads read 19"),
         of(
             basis,
