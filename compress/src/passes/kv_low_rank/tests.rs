@@ -91,7 +91,14 @@ fn compressed(
         targets: None,
     };
     let calibrated: Option<(&SiteInputs, &dyn Moments)> = Some((&inputs, vectors));
-    let records = settings.apply(&plan.layers[0], Site::Qkv, &dense, &mut block, calibrated);
+    let records = settings.apply(
+        checkpoint.config(),
+        &plan.layers[0],
+        Site::Qkv,
+        &dense,
+        &mut block,
+        calibrated,
+    );
     (dense, block, records.expect("applies"), plan, analysis)
 }
 
