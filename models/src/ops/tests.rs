@@ -219,7 +219,8 @@ proptest! {
         let (gradient, losses) = cross_entropy(logits.clone(), &targets);
         let expected = plain::backward::cross_entropy(logits, &targets);
         close(gradient, expected.0, 1e-5);
-        close(losses, expected.1, 1e-5);
+        // A loss is a difference of numbers of the logits' size, and is rounded as they are.
+        close(losses + 6.0, expected.1 + 6.0, 1e-6);
     }
 
     #[test]
