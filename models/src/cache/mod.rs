@@ -23,6 +23,10 @@ pub struct KvCache {
 
 /// The cache of one layer.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one a layer, and no layer has both"
+)]
 pub enum LayerCache {
     /// Keys and values in full.
     Dense(DenseCache),
