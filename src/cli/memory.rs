@@ -38,9 +38,8 @@ pub struct Demand {
 /// A run that needs more memory than there is.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "about {} of memory are needed, and {} are available: {} for weights, {} for a cache of {} tokens as {}, {} for activations",
-    bytes(demand.total()), bytes(*available), bytes(demand.weights), bytes(demand.cache(demand.per_token)), demand.length.held,
-    demand.format, bytes(demand.activations)
+    "about {} of memory are needed, and {} are available: {}",
+    bytes(demand.total()), bytes(*available), demand.parts()
 )]
 pub struct DoesNotFit {
     demand: Demand,
@@ -86,6 +85,20 @@ impl Demand {
         self.weights
             .saturating_add(self.activations)
             .saturating_add(self.cache(self.per_token))
+    }
+
+    /// What needs how much.
+    fn parts(&self) -> String {
+        let mut parts = vec![format!("{} for weights", bytes(self.weights))];
+        if self.length.held > 0 {
+            let cache = bytes(self.cache(self.per_token));
+            let (tokens, format) = (self.length.held, self.format);
+            parts.push(format!(
+                "{cache} for a cache of {tokens} tokens as {format}"
+            ));
+        }
+        parts.push(format!("{} for activations", bytes(self.activations)));
+        parts.join(", ")
     }
 
     /// Compares with what is available, where that is known.
