@@ -97,7 +97,8 @@ pub trait Pass: Send + Sync {
     /// When the settings can not be met on this model.
     fn plan(&self, analyses: &[Analysis]) -> Result<Plan>;
 
-    /// Compresses the pass's projections of one site of `block`. `dense` is the layer as it was; `inputs` are what the site now reads.
+    /// Compresses the pass's projections of one site of `block`. `dense` is the layer as it was; `calibrated` has what the
+    /// site now reads.
     ///
     /// # Errors
     /// When a projection is not in the form the pass takes, or the numerics fail.
