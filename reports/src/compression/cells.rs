@@ -29,8 +29,8 @@ pub(crate) fn position(projection: &str) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cell<'a> {
     pub site: &'a CompressedSite,
-    /// Stored scalars, after / before. The record counts a shared basis with the first projection of its site; here all
-    /// projections of the site carry it in proportion, or the first would seem to grow and the others to vanish.
+    /// Stored scalars, after / before. The record counts a shared basis with the first of its projections; here all of them
+    /// carry it in proportion, or the first would seem to grow and the others to vanish.
     pub kept: f64,
 }
 
@@ -52,7 +52,10 @@ impl Cell<'_> {
 
 /// All cells, by layer, then by projection.
 pub(super) fn cells(compression: &Compression) -> Vec<Cell<'_>> {
-    let shared = |site: &CompressedSite| site.record.kind.starts_with("shared");
+    let shared = |site: &CompressedSite| {
+        let kind = site.record.kind.as_str();
+        kind.starts_with("shared") || kind.starts_with("joint")
+    };
     let mut sums: BTreeMap<(usize, &str), (f64, f64)> = BTreeMap::new();
     for site in compression.sites.iter().filter(|site| shared(site)) {
         let record = &site.record;
