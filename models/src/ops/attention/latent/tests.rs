@@ -219,10 +219,12 @@ proptest! {
         let q = layer.queries(batch, tokens);
         let mask = masked.then(|| tree(tokens));
         let expected = layer.plain(q.clone(), &cache, mask.clone());
+        // Weights beside eight-bit codes are rounded to sixteen bits, which the norm of a small key magnifies.
+        let most = if format == CacheFormat::Q8 { 5e-4 } else { 5e-5 };
         for form in [None, Some(FORMS[0]), Some(FORMS[1])] {
             let ours = layer.attend(q.clone(), &cache, mask.clone(), form);
             let apart = difference(ours, expected.clone());
-            prop_assert!(apart <= 5e-5, "{form:?}: {apart:e}");
+            prop_assert!(apart <= most, "{form:?}: {apart:e}");
         }
         prop_assert!(layer.parts.kernel_bytes() > 0);
     }
