@@ -166,7 +166,7 @@ fn latent_table(checkpoint: &Checkpoint) -> comfy_table::Table {
         (name, format!("{} ({share:.3} of dense f32)", count(n)))
     }));
     rows.push((
-        "rotary table per token, once for all layers".to_owned(),
+        "rotary table bytes per token, once a model".to_owned(),
         count(rotary_bytes_per_token(checkpoint)),
     ));
     let rows: Vec<_> = rows

@@ -1,0 +1,149 @@
+//! Commands on a tiny model that caches latents.
+
+mod common;
+
+use std::path::Path;
+
+use burn::module::Param;
+use burn::nn::Linear;
+use burn::tensor::{Device, Tensor};
+use cinder::models::cache::CacheFormat;
+use cinder::models::checkpoint::{CompressedWriter, Manifest, StoredDtype};
+use cinder::models::projection::{GroupHeads, Matrix, ProjectionGroup};
+use cinder::models::{Checkpoint, Precision};
+use common::{arg, cinder, goldens};
+use tempfile::TempDir;
+
+const RECIPE: &str = "name = 'latents'\n[calibration]\ncorpus = 'self'\nwindows = 8\nwindow = 32\n\
+                      [[passes]]\npass = 'low_rank'\nkeep = 1.0\n";
+
+fn linear(weight: Tensor<2>) -> Matrix {
+    let weight = Param::from_tensor(weight);
+    Linear { weight, bias: None }.into()
+}
+
+/// The tiny GGUF model with its keys and values as latents, rebuilt by identities: the same model, cached otherwise.
+fn model() -> TempDir {
+    let folder = tempfile::tempdir().expect("temp");
+    let recipe = folder.path().join("recipe.toml");
+    std::fs::write(&recipe, RECIPE).expect("writes");
+    let dense = goldens("gguf/tiny-llama.gguf");
+    // For a manifest: a full keep ratio changes nothing.
+    let plain = folder.path().join("plain");
+    let run = cinder(&[
+        "compress",
+        arg(&dense),
+        "--recipe",
+        arg(&recipe),
+        "--out",
+        arg(&plain),
+        "--quiet",
+    ]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let mut manifest = Manifest::read(&plain).expect("reads").expect("written");
+    let (source, device) = (Checkpoint::open(&dense).expect("opens"), Device::flex());
+    let out = folder.path().join("model");
+    let mut writer = CompressedWriter::create(&out, 2, StoredDtype::F32, false).expect("creates");
+    writer.write_frame(&source).expect("writes");
+    for index in 0..2 {
+        let mut layer = source
+            .load_layer(index, Precision::F32, &device)
+            .expect("loads");
+        let qkv = std::mem::take(&mut layer.attention.qkv.members);
+        let weight = |i: usize| qkv[i].to_dense().weight.val();
+        let basis = linear(Tensor::cat(vec![weight(1), weight(2)], 1));
+        let groups = || (0..2).map(|_| linear(Tensor::eye(8, &device))).collect();
+        let latent = GroupHeads::new(basis, groups(), groups(), false);
+        manifest.projection_scalars_after += 4 * 8 * 8;
+        layer.attention.latent = Some(latent);
+        let query = qkv.into_iter().next().expect("three");
+        layer.attention.qkv = ProjectionGroup::new(vec![query]);
+        writer.write_layer(index, &layer).expect("writes");
+    }
+    manifest.cache_format = Some(CacheFormat::F16);
+    writer
+        .finish(&source, manifest, &mut || Ok(()))
+        .expect("finishes");
+    folder
+}
+
+#[test]
+fn inspect_evaluate_generate_bench_verify() {
+    let folder = model();
+    let model = folder.path().join("model");
+    let model = arg(&model);
+    insta::with_settings!({filters => vec![(r"(?m)^made by[\s\S]*", "[manifest]\n")]}, {
+        insta::assert_snapshot!("inspect-latents", cinder(&["inspect", model]).stdout);
+    });
+    let shown = cinder(&["inspect", model, "--cache", "q4", "--json"]).json();
+    assert_eq!(shown["cache"], "q4");
+    // In each of two layers four slices of eight codes, a scale and a minimum.
+    assert_eq!(shown["kv_bytes_per_token"], 2 * 4 * (4 + 4));
+    assert_eq!(shown["latents"]["bytes_per_token"]["q2"], 2 * 4 * (2 + 4));
+    assert_eq!(shown["latents"]["ratio"], 1.0);
+
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE-MIT");
+    let perplexity = |model: &str, more: &[&str]| {
+        let arguments = [
+            "eval",
+            "ppl",
+            model,
+            "--text",
+            arg(&text),
+            "--window",
+            "64",
+            "--windows",
+            "4",
+        ];
+        cinder(&[&arguments[..], more, &["--json", "--quiet"]].concat()).json()
+    };
+    let dense = goldens("gguf/tiny-llama.gguf");
+    let dense = perplexity(arg(&dense), &[]);
+    let latents = perplexity(model, &["--cache", "f32"]);
+    let value = |result: &serde_json::Value| result["perplexity"].as_f64().expect("a number");
+    assert!((value(&dense) / value(&latents) - 1.0).abs() < 1e-5);
+    assert_eq!(latents["cache"], "f32");
+    assert_eq!(perplexity(model, &[])["cache"], "f16");
+    let packed = perplexity(model, &["--cache", "q8"]);
+    assert_eq!(
+        (&packed["cache"], &packed["kv_bytes_per_token"]),
+        (&"q8".into(), &96.into())
+    );
+
+    let run = cinder(&[
+        "generate",
+        model,
+        "--prompt",
+        "a",
+        "--max-new-tokens",
+        "4",
+        "--cache",
+        "q4",
+        "--json",
+    ]);
+    assert_eq!(run.json()["cache"], "q4");
+    let bench = cinder(&[
+        "bench",
+        model,
+        "--prefill",
+        "4",
+        "--decode",
+        "4",
+        "--context",
+        "100",
+        "--tokens",
+        "4",
+        "--runs",
+        "1",
+        "--json",
+    ]);
+    let behind = &bench.json()["context"][0];
+    assert!(
+        behind["cache_bytes"].as_u64() > Some(0)
+            && behind["milliseconds_per_token"].as_f64() > Some(0.0)
+    );
+    // 104 positions in tiles of 64.
+    assert_eq!(behind["rotary_bytes"], 128 * 4 * 8);
+    let verified = cinder(&["verify", model]);
+    assert_eq!(verified.code, 0, "{}", verified.stdout);
+}
