@@ -61,9 +61,7 @@ fn model() -> TempDir {
         writer.write_layer(index, &layer).expect("writes");
     }
     manifest.cache_format = Some(CacheFormat::F16);
-    writer
-        .finish(&source, manifest, &mut || Ok(()))
-        .expect("finishes");
+    writer.finish(&source, manifest).expect("finishes");
     folder
 }
 
