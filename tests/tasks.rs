@@ -43,6 +43,40 @@ fn requests_are_rendered_byte_for_byte() {
     }
 }
 
+/// What `cinder fetch eval-tasks` brings has all documents, and those of the original files where nothing was lost.
+#[test]
+fn fetched_files_hold_the_published_documents() {
+    let fetched = cinder(&["fetch", "eval-tasks", "--json"]).json();
+    let fetched = Path::new(fetched["path"].as_str().expect("a path"));
+    let original = shared("data/zero-shot");
+    for (name, count) in [
+        ("arc_challenge", 1172),
+        ("arc_easy", 2376),
+        ("boolq", 3270),
+        ("hellaswag", 10042),
+        ("lambada_openai", 5153),
+        ("openbookqa", 500),
+        ("piqa", 1838),
+        ("sciq", 1000),
+        ("winogrande", 1267),
+    ] {
+        let task = Task::find(name).expect("known");
+        let documents = read(&task, fetched).expect(name).documents;
+        assert_eq!(documents.len(), count, "{name}");
+        // That file of LAMBADA has other white space.
+        let Some(data) = original.as_ref().filter(|_| name != "lambada_openai") else {
+            continue;
+        };
+        if TASKS.contains(&name) {
+            let original = read(&task, data).expect(name).documents;
+            for (ours, published) in documents.iter().zip(&original) {
+                assert_eq!(ours.requests, published.requests, "{name}");
+                assert_eq!(ours.gold, published.gold, "{name}");
+            }
+        }
+    }
+}
+
 fn as_rendered(document: &Document, id: &Value) -> Value {
     let requests = &document.requests;
     let context: Vec<&str> = requests.iter().map(|r| r.context.as_str()).collect();
