@@ -1,7 +1,7 @@
 //! Training-free compression of language models: factor, measure, run.
 //!
 //! This crate is a thin facade over the workspace: [`models`] (the decoder as Burn modules, checkpoints, tokenizers,
-//! decoding), [`compress`] (calibration, linear algebra, passes, recipes), [`eval`] (corpora and perplexity), [`reports`]
+//! decoding), [`compress`] (calibration, linear algebra, passes, recipes), [`eval`] (perplexity and zero-shot tasks), [`reports`]
 //! (charts and pages), and [`fetch`] (the default model and data).
 
 pub mod fetch;

@@ -145,6 +145,7 @@ fn help_of_every_verb() {
         bench.snapshot(&format!("help-{verb}"), &cinder(&[verb, "--help"]));
     }
     bench.snapshot("help-eval-ppl", &cinder(&["eval", "ppl", "--help"]));
+    bench.snapshot("help-eval-tasks", &cinder(&["eval", "tasks", "--help"]));
 }
 
 #[test]

@@ -108,6 +108,34 @@ fn inspect_evaluate_generate_bench_verify() {
         (&"q8".into(), &96.into())
     );
 
+    // What the choices of a document share goes through the latents too, in the format that the model declares.
+    let record = r#"{"goal":"a long goal","sol1":"one way","sol2":"another way","label":1}"#;
+    std::fs::write(folder.path().join("piqa.jsonl"), record).expect("writes");
+    let scores = |model: &str, format: &str| -> Vec<f64> {
+        let (data, out) = (arg(folder.path()), folder.path().join("scores.jsonl"));
+        let tasks = [
+            "eval", "tasks", model, "--tasks", "piqa", "--data", data, "--cache", format,
+        ];
+        let run = cinder(&[&tasks[..], &["--documents", arg(&out), "--quiet"]].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let line = std::fs::read_to_string(&out).expect("reads");
+        let line: serde_json::Value = serde_json::from_str(&line).expect("one line");
+        let sums = line["log_likelihoods"].as_array().expect("a list").iter();
+        sums.map(|sum| sum.as_f64().expect("a number")).collect()
+    };
+    let apart = |a: &[f64], b: &[f64]| {
+        let pairs = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+        pairs.fold(0.0, f64::max)
+    };
+    let whole = scores(arg(&goldens("gguf/tiny-llama.gguf")), "f32");
+    let exact = scores(model, "f32");
+    assert!(apart(&whole, &exact) < 1e-3, "{whole:?} {exact:?}");
+    let packed = scores(model, "q8");
+    assert!(
+        packed != exact && apart(&packed, &exact) < 1.0,
+        "{packed:?} {exact:?}"
+    );
+
     let run = cinder(&[
         "generate",
         model,

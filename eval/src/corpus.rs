@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::result::CorpusIdentity;
 
 pub use boolq::{Half, boolq};
+pub(crate) use parquet::check_codec;
 
 /// Documents with a name.
 #[derive(Debug, Clone, PartialEq, Eq)]

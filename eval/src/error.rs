@@ -71,6 +71,44 @@ pub enum Error {
         /// Such as `zstd`.
         codec: String,
     },
+
+    /// A task file of Cinder's own, or one that was given to it, is malformed.
+    #[error("task `{name}`: {why}")]
+    Task { name: String, why: String },
+
+    /// No file of a task is in the data folder.
+    #[error("`{}` has no file of the task `{task}`", dir.display())]
+    MissingTask {
+        task: String,
+        dir: PathBuf,
+        /// Where a file was looked for, relative to `dir`.
+        places: Vec<String>,
+    },
+
+    /// The data file of a task is empty.
+    #[error("`{}` holds no documents", path.display())]
+    NoDocuments { path: PathBuf },
+
+    /// A document of a task is malformed, lacks something, or is there twice.
+    #[error("`{}`, {place}: {why}", path.display())]
+    TaskData {
+        path: PathBuf,
+        /// Such as `line 3`, from 1, or `row 3`, from 0.
+        place: String,
+        why: String,
+    },
+
+    /// More documents are to be shown than there are beside the one that is asked.
+    #[error("{shots} documents can not be shown before each: the file has {documents}")]
+    TooFewForShots { shots: usize, documents: usize },
+
+    /// A continuation is longer than the model's context.
+    #[error("a continuation of {tokens} tokens does not fit the model's context of {max}")]
+    ContinuationTooLong { tokens: usize, max: usize },
+
+    /// There is nothing to put before a continuation that has no context.
+    #[error("a context is empty, and the tokenizer has no token that begins or ends a text")]
+    NoPrefix,
 }
 
 impl Hint for Error {
@@ -98,7 +136,16 @@ impl Hint for Error {
             ),
             Error::TooShort { .. } => Some("give a longer text, or a smaller `--window`".into()),
             Error::NoSuchWindow { .. } => Some("leave `--windows` out to score all of them".into()),
-            Error::Io(_) | Error::EmptyCorpus { .. } | Error::MissingColumn { .. } => None,
+            Error::MissingTask { places, .. } => Some(format!("one of {}", places.join(", "))),
+            Error::TooFewForShots { .. } => Some("give fewer `--shots`".into()),
+            Error::Io(_)
+            | Error::EmptyCorpus { .. }
+            | Error::MissingColumn { .. }
+            | Error::Task { .. }
+            | Error::NoDocuments { .. }
+            | Error::TaskData { .. }
+            | Error::ContinuationTooLong { .. }
+            | Error::NoPrefix => None,
         }
     }
 }

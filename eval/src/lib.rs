@@ -1,9 +1,10 @@
-//! Evaluation of decoder-only language models: corpora and perplexity.
+//! Evaluation of decoder-only language models: perplexity of corpora, and zero-shot tasks.
 
 pub mod corpus;
 pub mod error;
 mod perplexity;
 mod result;
+pub mod tasks;
 
 pub use corpus::{Corpus, CorpusFormat, Half, boolq};
 pub use error::{Error, Result};

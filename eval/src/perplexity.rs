@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::result::Perplexity;
 
 /// Positions whose logits are held at a time: a whole window of logits would be larger than a small model.
-const ROWS_AT_ONCE: usize = 128;
+pub(crate) const ROWS_AT_ONCE: usize = 128;
 
 /// Which windows of the text are scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +143,7 @@ pub fn token_losses(decoder: &Decoder, ids: &[u32]) -> Result<Vec<f64>> {
 }
 
 /// Mean, and its standard error from the sample variance (0 for a single value).
-fn mean_and_stderr(values: &[f64]) -> (f64, f64) {
+pub(crate) fn mean_and_stderr(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     if values.len() < 2 {

@@ -1,6 +1,6 @@
 //! What every verb shares: the device, the printer, and opening things by name.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::Device;
@@ -154,14 +154,22 @@ impl Context {
             "boolq:evaluation" => Half::Evaluation,
             path => return Ok(Corpus::read(Path::new(path), &CorpusFormat::Auto)?),
         };
-        let item = fetch::find("eval-tasks")?;
-        let tasks = Fetcher::new()?.cached(item).ok_or_else(|| {
-            NotFetched(format!(
-                "`{text}` is in the evaluation data, which is not fetched yet"
-            ))
-        })?;
-        Ok(boolq(&tasks.path, half)?)
+        Ok(boolq(&evaluation_data(&format!("`{text}` is"))?, half)?)
     }
+}
+
+/// The folder that `cinder fetch eval-tasks` fills; `what` is looked for in it.
+///
+/// # Errors
+/// [`NotFetched`].
+pub fn evaluation_data(what: &str) -> Result<PathBuf> {
+    let item = fetch::find("eval-tasks")?;
+    let missing = || {
+        NotFetched(format!(
+            "{what} in the evaluation data, which is not fetched yet"
+        ))
+    };
+    Ok(Fetcher::new()?.cached(item).ok_or_else(missing)?.path)
 }
 
 fn device(name: &str) -> Result<Device> {

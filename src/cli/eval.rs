@@ -1,5 +1,7 @@
 //! `cinder eval`
 
+mod tasks;
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use cinder::models::Precision;
 use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
 use clap::Subcommand;
+use serde::Serialize;
 
 use super::context::{Cache, Context, Weights, command_line, identity};
 use super::memory::Length;
@@ -19,6 +22,7 @@ use super::memory::Length;
 #[derive(Subcommand)]
 pub enum Kind {
     Ppl(PplArgs),
+    Tasks(tasks::Args),
 }
 
 /// Perplexity of a text in non-overlapping windows, as compression papers report it
@@ -89,7 +93,13 @@ pub struct Question<'a> {
 }
 
 pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
-    let Kind::Ppl(args) = kind;
+    match kind {
+        Kind::Ppl(args) => ppl(context, args),
+        Kind::Tasks(args) => tasks::run(context, args),
+    }
+}
+
+fn ppl(context: &Context, args: PplArgs) -> Result<ExitCode> {
     let corpus = context.corpus(&args.text)?;
     let checkpoint = context.open(&args.model)?;
     let question = Question {
@@ -174,14 +184,26 @@ pub fn measure(
 }
 
 /// Writes a result beside its final name and renames it into place; folders above it are created.
-pub fn write_result(path: &Path, result: &EvalResult) -> Result<()> {
+pub fn write_result(path: &Path, result: &impl Serialize) -> Result<()> {
+    write(path, &(serde_json::to_string_pretty(result)? + "\n"))
+}
+
+/// As [`write_result`], one item a line.
+fn write_lines(path: &Path, items: &[impl Serialize]) -> Result<()> {
+    let lines = items
+        .iter()
+        .map(|item| Ok(serde_json::to_string(item)? + "\n"));
+    write(path, &lines.collect::<Result<String>>()?)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs_err::create_dir_all(folder)?;
     }
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let mut file = fs_err::File::create(PathBuf::from(&partial))?;
-    writeln!(file, "{}", serde_json::to_string_pretty(result)?)?;
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
     Ok(fs_err::rename(partial, path)?)
 }

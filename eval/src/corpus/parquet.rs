@@ -35,16 +35,24 @@ fn texts(path: &Path, file: File, columns: &[&str]) -> Result<Vec<String>> {
     let schema = builder.schema().clone();
     let found: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
     let index = column::position(path, columns, &found)?;
-    if let Some(codec) = unknown_codec(builder.metadata(), index) {
-        return Err(Error::ParquetCodec {
-            path: path.into(),
-            codec,
-        });
-    }
+    check_codec(path, builder.metadata(), index)?;
     let only = ProjectionMask::roots(builder.parquet_schema(), [index]);
     let reader = builder.with_projection(only).build();
     let reader = reader.map_err(|e| damaged(e.to_string()))?;
     column::texts(reader, (0, found[index]), damaged)
+}
+
+/// Whether this build can unpack the `index`-th top-level column.
+///
+/// # Errors
+/// [`Error::ParquetCodec`].
+pub(crate) fn check_codec(path: &Path, metadata: &ParquetMetaData, index: usize) -> Result<()> {
+    unknown_codec(metadata, index).map_or(Ok(()), |codec| {
+        Err(Error::ParquetCodec {
+            path: path.into(),
+            codec,
+        })
+    })
 }
 
 /// The codec of a part of the `index`-th top-level column that this build can not unpack. Asked before reading: the
