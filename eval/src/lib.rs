@@ -1,11 +1,18 @@
 //! Evaluation of decoder-only language models: corpora and perplexity.
 
+mod comparison;
 pub mod corpus;
+pub mod divergence;
 pub mod error;
 mod perplexity;
 mod result;
+pub mod rolling;
+mod statistics;
 
+pub use comparison::Paired;
 pub use corpus::{Corpus, CorpusFormat, Half, boolq};
+pub use divergence::{Divergence, Reference, ReferenceQuestion};
 pub use error::{Error, Result};
 pub use perplexity::{WindowChoice, perplexity, token_losses};
 pub use result::{CorpusIdentity, EvalResult, ModelIdentity, Perplexity, SCHEMA};
+pub use statistics::Estimate;

@@ -1,5 +1,8 @@
 //! `cinder eval`
 
+mod kl;
+mod rolling;
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,6 +22,8 @@ use super::memory::Length;
 #[derive(Subcommand)]
 pub enum Kind {
     Ppl(PplArgs),
+    Rolling(rolling::Args),
+    Kl(kl::Args),
 }
 
 /// Perplexity of a text in non-overlapping windows, as compression papers report it
@@ -89,7 +94,14 @@ pub struct Question<'a> {
 }
 
 pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
-    let Kind::Ppl(args) = kind;
+    match kind {
+        Kind::Ppl(args) => run_perplexity(context, args),
+        Kind::Rolling(args) => rolling::run(context, args),
+        Kind::Kl(args) => kl::run(context, args),
+    }
+}
+
+fn run_perplexity(context: &Context, args: PplArgs) -> Result<ExitCode> {
     let corpus = context.corpus(&args.text)?;
     let checkpoint = context.open(&args.model)?;
     let question = Question {
