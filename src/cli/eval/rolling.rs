@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::Result;
 use cinder::eval::rolling::{Detokenizer, Rolling, RollingDocument, rolling, wikitext_pages};
-use cinder::models::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::parse_window;
@@ -54,7 +53,12 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let checkpoint = context.open(&args.model)?;
     let format = args.cache.format(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
-    let prefix = prefix(&tokenizer)?;
+    let prefix = checkpoint.prefix_id(&tokenizer)?.ok_or_else(|| {
+        Usage::new(
+            "the model names no token that begins or ends a text, and the first token of a document needs one before it",
+            "use `cinder eval ppl`, which scores no first token",
+        )
+    })?;
     let documents = texts.into_iter().map(|text| {
         let ids = tokenizer.encode(&detokenizer.apply(&text))?;
         Ok(RollingDocument { text, ids })
@@ -93,17 +97,6 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     }
     context.printer.result(&value, &text(&result))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The token before a document: the tokenizer's first, else the end of a text.
-fn prefix(tokenizer: &Tokenizer) -> Result<u32, Usage> {
-    let ids = tokenizer.bos_ids().iter().chain(tokenizer.eos_ids());
-    ids.copied().next().ok_or_else(|| {
-        Usage::new(
-            "the tokenizer has neither a beginning nor an end of text, and the first token of a document needs something before it",
-            "use `cinder eval ppl`, which scores no first token",
-        )
-    })
 }
 
 fn text(r: &Rolling) -> String {
