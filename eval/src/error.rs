@@ -64,6 +64,17 @@ pub enum Error {
     #[error("`{}`: {why}", path.display())]
     Parquet { path: PathBuf, why: String },
 
+    /// A file is not what a reference model predicted, or is damaged.
+    #[error("`{}` is no reference file: {why}", path.display())]
+    Reference { path: PathBuf, why: String },
+
+    /// Two models do not read the same tokens.
+    #[error("the text's tokens are not those that `{reference}` was run on")]
+    OtherTokens {
+        /// Name of the reference model.
+        reference: String,
+    },
+
     /// A Parquet file is compressed in a way that this build can not undo.
     #[error("`{}` is compressed by {codec}, which Cinder does not read", path.display())]
     ParquetCodec {
@@ -133,6 +144,10 @@ impl Hint for Error {
                 "write it again, not compressed or by snappy, gzip or lz4: in pandas \
                  `df.to_parquet(path, compression=\"snappy\")`"
                     .into(),
+            ),
+            Error::Reference { .. } => Some("make it again: `cinder eval kl --reference MODEL --save FILE`".into()),
+            Error::OtherTokens { .. } => Some(
+                "give the text, and a model with the tokenizer, that the reference was made with".into(),
             ),
             Error::TooShort { .. } => Some("give a longer text, or a smaller `--window`".into()),
             Error::NoSuchWindow { .. } => Some("leave `--windows` out to score all of them".into()),

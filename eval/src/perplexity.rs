@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::result::Perplexity;
+use crate::statistics::mean_and_stderr;
 
 /// Positions whose logits are held at a time: a whole window of logits would be larger than a small model.
 pub(crate) const ROWS_AT_ONCE: usize = 128;
@@ -27,7 +28,7 @@ pub enum WindowChoice {
 }
 
 impl WindowChoice {
-    fn indices(&self, available: usize) -> Result<Vec<usize>> {
+    pub(crate) fn indices(&self, available: usize) -> Result<Vec<usize>> {
         if let WindowChoice::First(n) = self
             && *n > available
         {
@@ -114,25 +115,23 @@ pub fn perplexity(
 }
 
 /// Negative log-likelihood in nats of each token of `ids` after the first, given those before it.
+///
+/// # Errors
+/// [`cinder_models::Error::NonFinite`] when a loss is no number.
 pub fn token_losses(decoder: &Decoder, ids: &[u32]) -> Result<Vec<f64>> {
-    let hidden: Tensor<3> = decoder.hidden(&[ids.to_vec()], None)?;
-    let [_, tokens, width] = hidden.dims();
-    let hidden: Tensor<2> = hidden.reshape([tokens, width]);
-    let mut losses = Vec::with_capacity(tokens - 1);
-    for first in (0..tokens - 1).step_by(ROWS_AT_ONCE) {
-        let rows = ROWS_AT_ONCE.min(tokens - 1 - first);
-        let logits = decoder.logits(hidden.clone().narrow(0, first, rows));
-        let vocab = logits.dims()[1];
-        let values = logits.into_data().try_into_vec::<f32>().map_err(|e| {
-            cinder_models::Error::Request(format!("logits could not be read: {e:?}"))
-        })?;
-        let block: Vec<f64> = values
-            .par_chunks(vocab)
-            .zip(&ids[first + 1..first + 1 + rows])
-            .map(|(row, target)| log_sum_exp(row) - f64::from(row[*target as usize]))
-            .collect();
-        losses.extend(block);
-    }
+    token_losses_after(decoder, ids, 1)
+}
+
+/// [`token_losses`] of the tokens after the first `known`, of which there is at least one.
+pub(crate) fn token_losses_after(decoder: &Decoder, ids: &[u32], known: usize) -> Result<Vec<f64>> {
+    each_position(decoder, ids, known - 1, |_, logits, target| {
+        log_sum_exp(logits) - f64::from(logits[target as usize])
+    })
+    .and_then(finite)
+}
+
+/// The losses, when all of them are finite.
+pub(crate) fn finite(losses: Vec<f64>) -> Result<Vec<f64>> {
     match losses.iter().position(|l| !l.is_finite()) {
         Some(at) => Err(cinder_models::Error::NonFinite {
             what: format!("the loss of token {} of a window", at + 1),
@@ -142,15 +141,33 @@ pub fn token_losses(decoder: &Decoder, ids: &[u32]) -> Result<Vec<f64>> {
     }
 }
 
-/// Mean, and its standard error from the sample variance (0 for a single value).
-pub(crate) fn mean_and_stderr(values: &[f64]) -> (f64, f64) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    if values.len() < 2 {
-        return (mean, 0.0);
+/// Calls `each` with every position of `ids` from `start` on but the last, its logits `[vocab]`, and the token that follows.
+pub(crate) fn each_position<T: Send>(
+    decoder: &Decoder,
+    ids: &[u32],
+    start: usize,
+    each: impl Fn(usize, &[f32], u32) -> T + Sync,
+) -> Result<Vec<T>> {
+    let hidden: Tensor<3> = decoder.hidden(&[ids.to_vec()], None)?;
+    let [_, tokens, width] = hidden.dims();
+    let hidden: Tensor<2> = hidden.reshape([tokens, width]);
+    let mut all = Vec::with_capacity(tokens - 1 - start);
+    for first in (start..tokens - 1).step_by(ROWS_AT_ONCE) {
+        let rows = ROWS_AT_ONCE.min(tokens - 1 - first);
+        let logits = decoder.logits(hidden.clone().narrow(0, first, rows));
+        let vocab = logits.dims()[1];
+        let values = logits.into_data().try_into_vec::<f32>().map_err(|e| {
+            cinder_models::Error::Request(format!("logits could not be read: {e:?}"))
+        })?;
+        let rows = values
+            .par_chunks(vocab)
+            .zip(&ids[first + 1..first + 1 + rows]);
+        let rows = rows
+            .enumerate()
+            .map(|(row, (logits, target))| each(first + row, logits, *target));
+        all.extend(rows.collect::<Vec<_>>());
     }
-    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    (mean, (variance / n).sqrt())
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -166,12 +183,5 @@ mod tests {
         );
         assert!(WindowChoice::First(4).indices(3).is_err());
         assert!(WindowChoice::First(0).indices(3).is_err());
-    }
-
-    #[test]
-    fn the_standard_error_is_that_of_the_mean() {
-        let (mean, stderr) = mean_and_stderr(&[1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(mean, 2.5);
-        assert!((stderr - (5.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub const SCHEMA: u32 = 1;
 
 /// One evaluation of one model on one corpus.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalResult {
     /// Version of this layout.
     pub schema: u32,
@@ -34,7 +34,7 @@ pub struct EvalResult {
 }
 
 /// Which model was evaluated.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelIdentity {
     /// Short name for charts, such as `smollm2` or `low-rank 0.8`.
     pub name: String,
@@ -57,7 +57,7 @@ pub struct ModelIdentity {
 }
 
 /// Which text was scored.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CorpusIdentity {
     /// Short name, such as `wiki.test.raw` or `boolq:evaluation`.
     pub name: String,
@@ -70,7 +70,7 @@ pub struct CorpusIdentity {
 }
 
 /// Perplexity as compression papers report it: non-overlapping windows, `window - 1` tokens scored in each.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// exp of the mean of the windows' mean negative log-likelihoods (nats).
     pub perplexity: f64,

@@ -1,5 +1,7 @@
 //! `cinder eval`
 
+mod kl;
+mod rolling;
 mod tasks;
 
 use std::collections::BTreeSet;
@@ -23,6 +25,8 @@ use super::memory::Length;
 pub enum Kind {
     Ppl(PplArgs),
     Tasks(tasks::Args),
+    Rolling(rolling::Args),
+    Kl(kl::Args),
 }
 
 /// Perplexity of a text in non-overlapping windows, as compression papers report it
@@ -96,6 +100,8 @@ pub fn run(context: &Context, kind: Kind) -> Result<ExitCode> {
     match kind {
         Kind::Ppl(args) => ppl(context, args),
         Kind::Tasks(args) => tasks::run(context, args),
+        Kind::Rolling(args) => rolling::run(context, args),
+        Kind::Kl(args) => kl::run(context, args),
     }
 }
 

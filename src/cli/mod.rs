@@ -1,6 +1,7 @@
 //! The command line: one file a verb.
 
 mod bench;
+mod compare;
 mod compress;
 mod context;
 mod demo;
@@ -75,6 +76,7 @@ enum Verb {
     /// Measure a model
     #[command(subcommand)]
     Eval(eval::Kind),
+    Compare(compare::Args),
     Generate(generate::Args),
     Bench(bench::Args),
     Export(export::Args),
@@ -95,6 +97,7 @@ pub fn run() -> ExitCode {
         Verb::Logits(args) => logits::run(&context, args),
         Verb::Compress(args) => compress::run(&context, args),
         Verb::Eval(kind) => eval::run(&context, kind),
+        Verb::Compare(args) => compare::run(&context, args),
         Verb::Generate(args) => generate::run(&context, args),
         Verb::Bench(args) => bench::run(&context, args),
         Verb::Export(args) => export::run(&context, args),
@@ -148,5 +151,6 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
         .or_else(|| of::<cinder::fetch::Error>(error))
         .or_else(|| of::<Usage>(error))
         .or_else(|| of::<context::NotFetched>(error))
+        .or_else(|| of::<compare::NoResult>(error))
         .or_else(|| of::<memory::DoesNotFit>(error))
 }

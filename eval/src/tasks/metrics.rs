@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::document::Document;
 use super::score::Score;
 use super::task::{Metric, Task};
-use crate::perplexity::mean_and_stderr;
+use crate::statistics::mean_and_stderr;
 
 /// What the model said of one document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ mod native;
 mod open;
 mod output;
 mod pivots;
+mod prefix;
 mod safetensors_file;
 mod source;
 mod structure;

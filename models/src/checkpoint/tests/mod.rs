@@ -365,3 +365,30 @@ fn the_dense_export_computes_the_same() {
         assert!(off < 1e-5, "{variants:?} is off by {off}");
     }
 }
+
+#[test]
+fn the_token_before_a_text_begins_it_or_else_ends_one() {
+    let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens");
+    let gguf =
+        Checkpoint::open(Path::new(&format!("{goldens}/gguf/tiny-llama.gguf"))).expect("opens");
+    let tokenizer = gguf.tokenizer().expect("builds");
+    assert_eq!(gguf.prefix_id(&tokenizer).expect("reads"), Some(1));
+    // A directory names them in `tokenizer_config.json`, as text.
+    let folder = tempfile::tempdir().expect("temp");
+    for entry in std::fs::read_dir(format!("{goldens}/families/qwen2")).expect("lists") {
+        let path = entry.expect("entry").path();
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("name"))).expect("copies");
+    }
+    let model = Checkpoint::open(folder.path()).expect("opens");
+    let of = |config: &str| {
+        std::fs::write(folder.path().join("tokenizer_config.json"), config).expect("writes");
+        model.prefix_id(&tokenizer)
+    };
+    let begin_and_end = r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>"}"#;
+    assert_eq!(of(begin_and_end).expect("reads"), Some(1));
+    assert_eq!(
+        of(r#"{"bos_token": null, "eos_token": "</s>"}"#).expect("reads"),
+        Some(2)
+    );
+    assert!(of("{").is_err());
+}

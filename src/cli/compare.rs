@@ -1,0 +1,111 @@
+//! `cinder compare`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cinder::eval::{EvalResult, Paired};
+use cinder::models::Hint;
+use serde_json::json;
+
+use super::context::{Context, Usage};
+
+/// Whether two results differ by more than chance
+///
+/// A and B are results of `cinder eval ppl --out`, on the same windows of the same text. Their losses are compared window by
+/// window, which shows differences far smaller than the standard error of either. The p-value is that of a sign-flip test: how
+/// often a difference at least this large would come about were each window as likely to favour one as the other.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The result to compare with
+    #[arg(value_name = "A")]
+    first: PathBuf,
+    /// The result that is compared
+    #[arg(value_name = "B")]
+    second: PathBuf,
+}
+
+/// A file that is not the result of an evaluation.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}` is no result of `cinder eval ppl`: {why}", path.display())]
+pub struct NoResult {
+    path: PathBuf,
+    why: String,
+}
+
+impl Hint for NoResult {
+    fn hint(&self) -> Option<String> {
+        Some("`cinder eval ppl MODEL --text FILE --out RESULT.json` makes one".into())
+    }
+}
+
+pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
+    let (first, second) = (read(&args.first)?, read(&args.second)?);
+    check(&first, &second)?;
+    let (a, b) = (&first.perplexity, &second.perplexity);
+    let paired = Paired::of(&a.window_nll, &b.window_nll, context.seed.unwrap_or(0));
+    let ratio = paired.difference.map(f64::exp, f64::exp);
+    let value = json!({
+        "first": { "model": first.model, "perplexity": a.perplexity, "stderr": a.stderr },
+        "second": { "model": second.model, "perplexity": b.perplexity, "stderr": b.stderr },
+        "corpus": first.corpus,
+        "nll": paired,
+        "perplexity_ratio": ratio,
+    });
+    let line = |r: &EvalResult| {
+        format!(
+            "{}: perplexity {:.4} ± {:.4}",
+            r.model.name, r.perplexity.perplexity, r.perplexity.stderr
+        )
+    };
+    let text = format!(
+        "{}\n{}\nratio {:.5} ± {:.5}, p = {:.2e}  (higher in {} of {} windows, lower in {})",
+        line(&first),
+        line(&second),
+        ratio.mean,
+        ratio.stderr,
+        paired.p_value,
+        paired.larger,
+        paired.pairs,
+        paired.smaller,
+    );
+    context.printer.result(&value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> Result<EvalResult> {
+    let text = fs_err::read_to_string(path)?;
+    let result = serde_json::from_str(&text).map_err(|error| NoResult {
+        path: path.into(),
+        why: error.to_string(),
+    });
+    Ok(result?)
+}
+
+/// # Errors
+/// [`Usage`] when the two were not measured on the same windows.
+fn check(first: &EvalResult, second: &EvalResult) -> Result<(), Usage> {
+    let (a, b) = (&first.perplexity, &second.perplexity);
+    let different = |what: String| {
+        Err(Usage::new(
+            format!("the two results are of different {what}"),
+            "measure both on the same windows of the same text",
+        ))
+    };
+    if first.corpus.sha256 != second.corpus.sha256 {
+        return different(format!(
+            "texts: {} and {}",
+            first.corpus.name, second.corpus.name
+        ));
+    }
+    if first.corpus.tokens != second.corpus.tokens {
+        let (a, b) = (first.corpus.tokens, second.corpus.tokens);
+        return different(format!(
+            "tokens: the text has {a} for one model and {b} for the other"
+        ));
+    }
+    match (a.window, &a.window_indices) == (b.window, &b.window_indices) {
+        true => Ok(()),
+        false => different("windows".into()),
+    }
+}
