@@ -75,6 +75,11 @@ pub trait Pass: Send + Sync {
         None
     }
 
+    /// Tokens of the residual window of that cache; 0 where there is none.
+    fn residual_window(&self) -> usize {
+        0
+    }
+
     /// The most scalars that its projections may store.
     fn budget(&self, config: &ModelConfig) -> u64 {
         dense_scalars(config, &self.projections())

@@ -114,6 +114,7 @@ impl<'a> Loader<'a> {
                 k_norm,
                 head_dim,
                 cache_format: self.checkpoint.cache_format(),
+                residual_window: self.checkpoint.residual_window(),
             },
             post_attention_norm: self.norm(&name("post_attention_layernorm"), hidden)?,
             feed_forward: FeedForward {

@@ -44,6 +44,9 @@ pub struct Manifest {
     /// How the KV cache stores latents; none where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_format: Option<CacheFormat>,
+    /// Tokens of the KV cache's residual window; 0 where there is none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub residual_window: usize,
     /// Times a numerical fallback was taken; the sites say which.
     pub fallbacks: usize,
     pub sites: Vec<SiteRecord>,
@@ -153,6 +156,10 @@ pub struct TensorRecord {
     pub shape: Vec<usize>,
     pub dtype: String,
     pub sha256: String,
+}
+
+fn is_zero(tokens: &usize) -> bool {
+    *tokens == 0
 }
 
 #[derive(Deserialize)]

@@ -91,7 +91,9 @@ impl Checkpoint {
             why,
         };
         checkpoint.structure().check().map_err(wrong)?;
-        checkpoint.check_cache_format(checkpoint.cache_format())?;
+        let format = checkpoint.cache_format();
+        checkpoint.check_cache_format(format)?;
+        checkpoint.check_residual_window(checkpoint.residual_window(), format)?;
         Ok(checkpoint)
     }
 
@@ -214,6 +216,28 @@ impl Checkpoint {
     /// [`Error::CacheFormat`] for a packed format where a layer has no latents.
     pub fn check_cache_format(&self, format: CacheFormat) -> Result<()> {
         format.check(self.latents().map(|latent| latent.is_some()))
+    }
+
+    /// Tokens of the KV cache's residual window: what the manifest declares, else none.
+    pub fn residual_window(&self) -> usize {
+        let manifest = self.manifest.as_ref();
+        manifest.map_or(0, |manifest| manifest.residual_window)
+    }
+
+    /// Checks that a cache of this format can have a residual window of `tokens`.
+    ///
+    /// # Errors
+    /// [`Error::ResidualWindow`] where the format is not packed, unless `tokens` is 0.
+    pub fn check_residual_window(&self, tokens: usize, format: CacheFormat) -> Result<()> {
+        format.check_window(tokens)
+    }
+
+    /// Bytes that a residual window of `tokens` takes in all layers, whatever the length of the context: f16 latents of the
+    /// window and 255 tokens more, in whole panels of 16. While a prompt is read, its tokens come on top.
+    pub fn residual_window_bytes(&self, tokens: usize) -> u64 {
+        let layers = self.latents().flatten();
+        let layers = layers.map(|latent| CacheFormat::residual_bytes(tokens, &latent.ranks()));
+        layers.fold(0, u64::saturating_add)
     }
 
     /// Bytes that one token takes in the KV cache: keys and values, or the latents they are rebuilt from with their scales

@@ -27,6 +27,10 @@ pub struct Attention {
     /// How the cache stores what it keeps of this layer.
     #[module(skip)]
     pub cache_format: CacheFormat,
+    /// Tokens whose latents a packed cache keeps in f16 too; 0 for other caches. See
+    /// [`LatentCache::with_residual_window`].
+    #[module(skip)]
+    pub residual_window: usize,
 }
 
 impl Attention {
@@ -103,16 +107,15 @@ impl Attention {
     /// An empty cache for this layer, with room for `capacity` tokens.
     ///
     /// # Panics
-    /// For a packed format where there are no latents, which [`Decoder::set_cache_format`](crate::Decoder::set_cache_format)
-    /// and checkpoints refuse.
+    /// For a packed format where there are no latents, or a residual window where the format is not packed, which
+    /// [`Decoder`](crate::Decoder) and checkpoints refuse.
     pub fn new_cache(&self, capacity: usize) -> LayerCache {
         match &self.latent {
             None => LayerCache::Dense(DenseCache::new(capacity, self.cache_format)),
-            Some(latent) => LayerCache::Latent(LatentCache::new(
-                &latent.ranks(),
-                self.cache_format,
-                capacity,
-            )),
+            Some(latent) => {
+                let cache = LatentCache::new(&latent.ranks(), self.cache_format, capacity);
+                LayerCache::Latent(cache.with_residual_window(self.residual_window))
+            }
         }
     }
 }

@@ -11,8 +11,9 @@ use burn::tensor::{Bool, DType, Tensor};
 use super::Matrix;
 use super::expansions::Expansions;
 use crate::cache::LatentCache;
+use crate::cache::window::RECENT;
 use crate::decoder::{RotaryTable, norm};
-use crate::ops::{self, LatentParts, ValueForm};
+use crate::ops::{self, LatentParts, Recent, ValueForm};
 
 /// The key and value projections of a layer as latents and expansions.
 #[derive(Module, Debug)]
@@ -122,7 +123,8 @@ impl GroupHeads {
     /// first call: expansions are not to be changed afterwards, but in a clone.
     ///
     /// # Panics
-    /// When the cache is empty, or of another layer.
+    /// When the cache is empty, or of another layer; when it has a residual window and the queries are of tokens before those
+    /// of its last [`LatentCache::append`].
     pub fn attend_as(
         &self,
         q: Tensor<4>,
@@ -144,10 +146,22 @@ impl GroupHeads {
             });
             ValueForm::of(tokens, heads, head_dim, format, &ranks.collect::<Vec<_>>())
         });
+        let keys = |format| self.prepared.keys(&self.keys, head_dim, format);
+        let values = |format| {
+            let prepared = &self.prepared;
+            prepared.values(&self.values, head_dim, format, form)
+        };
+        let recent = cache.recent().map(|(window, latents)| Recent {
+            window,
+            latents,
+            keys: keys(RECENT),
+            values: values(RECENT),
+        });
         let parts = LatentParts {
             latents: cache.latents(),
-            keys: self.prepared.keys(&self.keys, head_dim, format),
-            values: self.prepared.values(&self.values, head_dim, format, form),
+            keys: keys(format),
+            values: values(format),
+            recent,
             joint: self.joint,
             rotary: rotary.keys(),
             k_norm: k_norm.map(|norm| (norm.gamma.val(), norm.epsilon)),
@@ -169,8 +183,44 @@ impl GroupHeads {
         rotary: &RotaryTable,
         mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<4> {
+        let [_, tokens, _, _] = q.dims();
+        let past = cache.length() - tokens;
+        let Some(window) = cache.window() else {
+            return self.attend_rebuilt(q, cache.values(), k_norm, rotary, mask);
+        };
+        let mut parts = Vec::new();
+        let mut first = 0;
+        // Queries that read the same tokens packed go together.
+        while first < tokens {
+            let end = tokens.min(window.until(past + first) - past);
+            let latents = cache.values_at(past + first);
+            parts.push(match &mask {
+                // A mask is of all new tokens.
+                Some(mask) => self
+                    .attend_rebuilt(q.clone(), latents, k_norm, rotary, Some(mask.clone()))
+                    .narrow(1, first, end - first),
+                None => {
+                    let seen = latents.map(|latents| latents.narrow(1, 0, past + end));
+                    let q = q.clone().narrow(1, first, end - first);
+                    self.attend_rebuilt(q, seen, k_norm, rotary, None)
+                }
+            });
+            first = end;
+        }
+        Tensor::cat(parts, 1)
+    }
+
+    /// Attention over keys and values in full, of latents `[batch, tokens, Σ rank]`.
+    fn attend_rebuilt(
+        &self,
+        q: Tensor<4>,
+        latents: Option<Tensor<3>>,
+        k_norm: Option<&RmsNorm>,
+        rotary: &RotaryTable,
+        mask: Option<Tensor<2, Bool>>,
+    ) -> Tensor<4> {
         let [batch, _, _, head_dim] = q.dims();
-        let latents = cache.values().expect("the queries' own tokens were added");
+        let latents = latents.expect("the queries' own tokens were added");
         let [_, tokens, rank] = latents.dims();
         let (k, v) = self.rebuild(latents.reshape([batch * tokens, rank]));
         let heads = |x: Tensor<2>| {
