@@ -63,7 +63,8 @@ impl KvCache {
         self.rotary.bytes()
     }
 
-    /// Forgets all tokens after the first `length`; memory is kept.
+    /// Forgets all tokens after the first `length`; memory is kept. Below the length before the last tokens were added, a
+    /// residual window is refilled from codes: see [`LatentCache::truncate`].
     pub fn truncate(&mut self, length: usize) {
         for layer in &mut self.layers {
             match layer {
