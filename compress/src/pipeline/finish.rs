@@ -67,6 +67,7 @@ pub(super) fn finish(
         bytes_before: checkpoint.parameters() * dtype.bytes(),
         bytes_after: writer.tensor_bytes(),
         cache_format: latent.and_then(|p| p.cache_format()),
+        caches_shared_basis: latent.is_some_and(|p| p.caches_shared_basis()),
         residual_window: latent.map_or(0, |p| p.residual_window()),
         fallbacks: sites.iter().filter(|s| s.fallback.is_some()).count(),
         sites,
@@ -101,6 +102,13 @@ pub(super) fn warnings(manifest: &Manifest) -> Vec<String> {
             "{} projections needed a larger ridge than asked for; the manifest names them",
             manifest.fallbacks
         ));
+    }
+    if manifest.caches_shared_basis && manifest.kv_keep_ratio().is_none() {
+        warnings.push(
+            "no shared basis of query, key and value is smaller than the keys and values: the KV cache stays as it was; \
+             a lower `keep` makes it smaller"
+                .into(),
+        );
     }
     warnings
 }

@@ -61,7 +61,9 @@ impl Attention {
     ) -> Tensor<2> {
         let [batch, tokens, hidden] = normed.dims();
         let flat = normed.reshape([batch * tokens, hidden]);
-        let mut qkv = self.qkv.forward(flat.clone()).into_iter();
+        // What the projections read; latents of a shared basis can be what the cache keeps.
+        let read = self.qkv.latents(flat.clone());
+        let mut qkv = self.qkv.expand(read.clone()).into_iter();
         let mut heads = |per_head: &Option<RmsNorm>| {
             let x = qkv
                 .next()
@@ -95,7 +97,7 @@ impl Attention {
                 let LayerCache::Latent(cache) = cache.unwrap_or(own) else {
                     panic!("the cache of a layer without latents");
                 };
-                let latents = latent.latents(flat);
+                let latents = latent.latents(flat).unwrap_or(read);
                 let rank = latents.dims()[1];
                 cache.append(latents.reshape([batch, tokens, rank]));
                 latent.attend(q, cache, self.k_norm.as_ref(), rotary)

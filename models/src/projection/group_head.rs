@@ -19,8 +19,9 @@ use crate::ops::{self, LatentParts, Recent, ValueForm};
 #[derive(Module, Debug)]
 pub struct GroupHeads {
     /// All latents, one slice after another: `[in]` to `[Σ rank]`, without bias. The slices are those of the key groups and
-    /// then those of the value groups; where they are joint, one for each group.
-    pub basis: Matrix,
+    /// then those of the value groups; where they are joint, one for each group. None where the one latent is that of the basis
+    /// which query, key and value share: the queries' group has it.
+    pub basis: Option<Matrix>,
     /// Keys of each group of consecutive heads: `[rank]` to `[heads * head_dim]`, with the dense map's biases.
     pub keys: Vec<Matrix>,
     /// Values, likewise.
@@ -40,14 +41,15 @@ impl GroupHeads {
     /// When the ranks of the expansions do not add up to the basis' outputs, or those of a joint latent differ.
     pub fn new(basis: Matrix, keys: Vec<Matrix>, values: Vec<Matrix>, joint: bool) -> Self {
         let heads = GroupHeads {
-            basis,
+            basis: Some(basis),
             keys,
             values,
             joint,
             prepared: Expansions::default(),
         };
         let total: usize = heads.ranks().iter().sum();
-        assert_eq!(total, heads.rank(), "latents and expansions");
+        let rows = heads.basis.as_ref().map(|basis| basis.shape().0);
+        assert_eq!(Some(total), rows, "latents and expansions");
         if joint {
             let ranks = |parts: &[Matrix]| parts.iter().map(|m| m.shape().1).collect::<Vec<_>>();
             assert_eq!(ranks(&heads.keys), ranks(&heads.values), "a joint latent");
@@ -55,9 +57,25 @@ impl GroupHeads {
         heads
     }
 
+    /// Keys and values of all heads, rebuilt from the latent of the basis that they share with the queries (SkipCat's Cat, Multi-head
+    /// Latent Attention's form): `[rank]` to `[kv_heads * head_dim]` each.
+    ///
+    /// # Panics
+    /// When they are not of one rank.
+    pub fn of_shared_basis(keys: Matrix, values: Matrix) -> Self {
+        assert_eq!(keys.shape().1, values.shape().1, "a shared basis");
+        GroupHeads {
+            basis: None,
+            keys: vec![keys],
+            values: vec![values],
+            joint: true,
+            prepared: Expansions::default(),
+        }
+    }
+
     /// Latent values of a token.
     pub fn rank(&self) -> usize {
-        self.basis.shape().0
+        self.ranks().iter().sum()
     }
 
     /// The ranks of the latents' slices, in their order.
@@ -70,13 +88,13 @@ impl GroupHeads {
     /// Stored scalars; biases not counted.
     pub fn scalars(&self) -> u64 {
         let parts = self.keys.iter().chain(&self.values);
-        let shapes = std::iter::once(&self.basis).chain(parts).map(Matrix::shape);
+        let shapes = self.basis.iter().chain(parts).map(Matrix::shape);
         shapes.map(|(out, input)| (out * input) as u64).sum()
     }
 
-    /// What the cache stores of `[..., in]`: `[..., Σ rank]`.
-    pub fn latents<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        self.basis.forward(input)
+    /// What the cache stores of `[..., in]`: `[..., Σ rank]`. None where it is a shared basis' latent.
+    pub fn latents<const D: usize>(&self, input: Tensor<D>) -> Option<Tensor<D>> {
+        self.basis.as_ref().map(|basis| basis.forward(input))
     }
 
     /// Keys (before norm and rotation) and values `[rows, kv_heads * head_dim]` of latents `[rows, Σ rank]`.
@@ -235,9 +253,15 @@ impl GroupHeads {
         ops::attention(q, k, heads(v).swap_dims(1, 2), tokens, mask)
     }
 
-    /// The dense maps of keys and values, of weight `[in, out]`, in f32.
+    /// The dense maps of keys and values, of weight `[in, out]`, in f32: of the latents, where the basis is a shared one.
     pub fn to_dense(&self) -> (Linear, Linear) {
-        let basis = self.basis.to_dense().weight.val().cast(DType::F32);
+        let basis = match &self.basis {
+            Some(basis) => basis.to_dense().weight.val().cast(DType::F32),
+            None => {
+                let first = self.keys[0].to_dense().weight.val();
+                Tensor::eye(self.rank(), &first.device())
+            }
+        };
         let [input, _] = basis.dims();
         let weight = |parts: &[Matrix], mut start: usize| {
             let parts: Vec<_> = parts.iter().map(Matrix::to_dense).collect();
