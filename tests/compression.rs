@@ -359,11 +359,14 @@ fn latents_meet_their_budget_on_every_family() {
 fn latents_beside_a_pass_for_the_weights() {
     let bench = Bench::new();
     for name in FAMILIES {
-        for propagate in ["", "propagate = 'block'"] {
+        for (propagate, cache, window) in [("", "f16", 0), ("propagate = 'block'", "q4", 40)] {
             let passes = format!(
                 "{}\n[[passes]]\n{}",
                 PASSES[6].1,
-                kv_low_rank(0.5, "cache = 'f16'")
+                kv_low_rank(
+                    0.5,
+                    &format!("cache = '{cache}'\nresidual_window = {window}")
+                )
             );
             let recipe = bench.recipe("both", &passes, propagate);
             let more = ["--overwrite"];
@@ -400,7 +403,10 @@ fn latents_beside_a_pass_for_the_weights() {
             assert_eq!(verified.code, 0, "{name}: {}", verified.stdout);
             let manifest = std::fs::read_to_string(Path::new(&out).join("cinder.json"));
             let manifest: Value = serde_json::from_str(&manifest.expect("reads")).expect("JSON");
-            assert_eq!(manifest["cache_format"], "f16");
+            assert_eq!(manifest["cache_format"], cache);
+            assert_eq!(manifest["residual_window"].as_u64().unwrap_or(0), window);
+            let shown = cinder(&["inspect", &out, "--json"]).json();
+            assert_eq!(shown["residual_window"], window);
             assert!(bench.nll(&out).iter().all(|nll| nll.is_finite()));
         }
     }

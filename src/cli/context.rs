@@ -71,8 +71,8 @@ pub struct Cache {
     cache: Option<CacheFormat>,
     /// Keep the last N tokens of a packed cache (q8 to q2) as f16 too [default: what the model declares, else 0]
     ///
-    /// Queries read their last N tokens, and up to 255 more, as f16 in place of the codes. That takes f16 latents of N + 256
-    /// tokens for each sequence, however long it gets.
+    /// Queries read their last N tokens, and up to 255 more, as f16 in place of the codes. That takes f16 latents of N + 255
+    /// tokens (in whole sixteens) for each sequence, however long it gets; those of a prompt too, until its first new token.
     #[arg(long, value_name = "N")]
     residual_window: Option<usize>,
 }

@@ -39,8 +39,9 @@ impl LatentCache {
     }
 
     /// Keeps the latents of recent tokens in f16 too, where queries read them: at least the last `tokens` before and with the
-    /// query's own, and up to 255 more, since tokens are read packed 256 at a time. That takes f16 latents of `tokens + 256`
-    /// tokens, and of those that were added last when they are many. 0 is no window.
+    /// query's own, and up to 255 more, since tokens are read packed 256 at a time. That takes
+    /// [`CacheFormat::residual_bytes`]: f16 latents of `tokens + 255` tokens, in whole panels of 16. Until the next tokens come,
+    /// all that were added last are kept so, however many. 0 is no window.
     ///
     /// # Panics
     /// Where the format is not packed, or there are tokens already.
