@@ -359,11 +359,14 @@ fn latents_meet_their_budget_on_every_family() {
 fn latents_beside_a_pass_for_the_weights() {
     let bench = Bench::new();
     for name in FAMILIES {
-        for propagate in ["", "propagate = 'block'"] {
+        for (propagate, cache, window) in [("", "f16", 0), ("propagate = 'block'", "q4", 40)] {
             let passes = format!(
                 "{}\n[[passes]]\n{}",
                 PASSES[6].1,
-                kv_low_rank(0.5, "cache = 'f16'")
+                kv_low_rank(
+                    0.5,
+                    &format!("cache = '{cache}'\nresidual_window = {window}")
+                )
             );
             let recipe = bench.recipe("both", &passes, propagate);
             let more = ["--overwrite"];
@@ -400,7 +403,10 @@ fn latents_beside_a_pass_for_the_weights() {
             assert_eq!(verified.code, 0, "{name}: {}", verified.stdout);
             let manifest = std::fs::read_to_string(Path::new(&out).join("cinder.json"));
             let manifest: Value = serde_json::from_str(&manifest.expect("reads")).expect("JSON");
-            assert_eq!(manifest["cache_format"], "f16");
+            assert_eq!(manifest["cache_format"], cache);
+            assert_eq!(manifest["residual_window"].as_u64().unwrap_or(0), window);
+            let shown = cinder(&["inspect", &out, "--json"]).json();
+            assert_eq!(shown["residual_window"], window);
             assert!(bench.nll(&out).iter().all(|nll| nll.is_finite()));
         }
     }
@@ -427,6 +433,100 @@ fn latents_are_made_once() {
         let line = "factoring `k` twice";
         assert!(refused.stderr.contains(line), "{}", refused.stderr);
     }
+}
+
+/// The latent of a shared basis in the cache in place of keys and values: the same model, in fewer bytes a token.
+#[test]
+fn the_latent_of_a_shared_basis_is_cached() {
+    let bench = Bench::new();
+    for name in FAMILIES {
+        let model = family(name);
+        let made = |out: &str, more: &str| {
+            let recipe = bench.recipe(out, &format!("pass = 'skipcat'\nkeep = 0.6\n{more}"), "");
+            let out = format!("{name}-{out}");
+            let run = bench.compress(&model, &recipe, &out, &[]).json();
+            (run, bench.path(&out))
+        };
+        let (plain, full) = made("plain", "");
+        let (run, small) = made("cached", "cache_latents = 'f32'");
+        assert_eq!(
+            run["projection_scalars_after"],
+            plain["projection_scalars_after"]
+        );
+        assert_eq!(run["bytes_after"], plain["bytes_after"]);
+        close(&bench.nll(&full), &bench.nll(&small), 1e-4, name);
+        let inspect = |model: &str, more: &[&str]| {
+            cinder(&[&["inspect", model, "--json"], more].concat()).json()
+        };
+        let (before, after) = (inspect(&full, &[]), inspect(&small, &[]));
+        let ranks = run["sites"].as_array().expect("sites").iter();
+        let ranks = ranks
+            .filter(|s| s["projection"] == "k")
+            .map(|s| s["rank"].as_u64());
+        let numbers: u64 = ranks.map(|rank| rank.expect("a rank")).sum();
+        assert_eq!(after["kv_bytes_per_token"], 4 * numbers, "{name}");
+        let dense = before["kv_bytes_per_token"].as_u64().expect("bytes");
+        assert_eq!(run["kv_keep_ratio"], 4.0 * numbers as f64 / dense as f64);
+        assert_eq!(before["bytes"], after["bytes"]);
+        // The kernel has keys and values' part in f32, whatever the weights are.
+        let bytes = |model: &str| inspect(model, &["--weights", "f16"])["bytes"].as_u64();
+        assert!(bytes(&full) < bytes(&small), "{name}");
+        let packed = inspect(&small, &["--cache", "q4"]);
+        assert!(packed["kv_bytes_per_token"].as_u64() < Some(4 * numbers));
+        for token_by_token in [&["--cache", "f32"], &["--cache", "q8"]] {
+            let generate = [
+                "generate",
+                &small,
+                "--prompt",
+                "line 7",
+                "--max-new-tokens",
+                "8",
+                "--json",
+            ];
+            cinder(&[&generate[..], token_by_token].concat()).json();
+        }
+        assert_eq!(cinder(&["verify", &small, "--quiet"]).code, 0);
+        let out = bench.path(&format!("{name}-dense"));
+        assert_eq!(
+            cinder(&["export", &small, "--dense", "--out", &out, "--quiet"]).code,
+            0
+        );
+        close(&bench.nll(&full), &bench.nll(&out), 1e-3, name);
+        let again = bench.compress(&small, "recipes/identity-block.toml", "again", &[]);
+        let line = "of layer 0 is shared-identity-block already";
+        assert!(again.stderr.contains(line), "{}", again.stderr);
+    }
+}
+
+/// Codes need a latent everywhere, and a latent needs the pass to make one.
+#[test]
+fn latents_of_a_shared_basis_that_can_not_be_cached_are_refused() {
+    let bench = Bench::new();
+    let model = family("tiny-qwen2");
+    let refused = |settings: &str, line: &str| {
+        let recipe = bench.recipe("no", &format!("pass = 'skipcat'\n{settings}"), "");
+        let run = bench.compress(&model, &recipe, "no", &[]);
+        assert!(run.code != 0 && run.stderr.contains(line), "{}", run.stderr);
+    };
+    refused(
+        "keep = 1.0\ncache_latents = 'q4'",
+        "the shared basis of layer 0 is not smaller",
+    );
+    refused(
+        "keep = 1.0\nshared = false\ncache_latents = 'f16'",
+        "needs `shared = true`",
+    );
+    refused(
+        "keep = 1.0\nsites = ['o']\ncache_latents = 'f16'",
+        "needs `shared = true`",
+    );
+    let recipe = bench.recipe(
+        "none",
+        "pass = 'skipcat'\nkeep = 1.0\ncache_latents = 'f16'",
+        "",
+    );
+    let run = bench.compress(&model, &recipe, "none", &[]).json();
+    assert_eq!(run["kv_keep_ratio"], Value::Null);
 }
 
 /// Killed at any moment and resumed, a run ends in the same bytes.

@@ -173,3 +173,62 @@ fn inspect_evaluate_generate_bench_verify() {
     let verified = cinder(&["verify", model]);
     assert_eq!(verified.code, 0, "{}", verified.stdout);
 }
+
+/// Recent tokens of a packed cache in f16: asked for, declared, counted and refused.
+#[test]
+fn a_residual_window() {
+    let folder = model();
+    let model = folder.path().join("model");
+    let window = |tokens: &'static str| ["--cache", "q2", "--residual-window", tokens];
+    // Four slices of 8 halves in each of two layers, for 100 + 255 tokens in panels of 16; a token of codes is no larger.
+    let bytes = 2 * 4 * 8 * 2 * 368;
+    let shown = cinder(&[&["inspect", arg(&model), "--json"], &window("100")[..]].concat()).json();
+    assert_eq!(shown["residual_window_bytes"], bytes);
+    assert_eq!(shown["kv_bytes_per_token"], 2 * 4 * (2 + 4));
+    let text = cinder(&[&["inspect", arg(&model)], &window("100")[..]].concat());
+    let line = "residual window of 100 tokens (f16)";
+    assert!(text.stdout.contains(line), "{}", text.stdout);
+
+    let license = Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE-MIT");
+    let perplexity = |more: &[&str]| {
+        let arguments = ["eval", "ppl", arg(&model), "--text", arg(&license)];
+        let length = ["--window", "64", "--windows", "4", "--json", "--quiet"];
+        cinder(&[&arguments[..], &length, more].concat()).json()
+    };
+    let value = |result: &serde_json::Value| result["perplexity"].as_f64().expect("a number");
+    let (halves, codes) = (perplexity(&[]), perplexity(&["--cache", "q2"]));
+    // Texts within the window are read in f16 alone.
+    let windowed = perplexity(&window("64"));
+    assert!((value(&windowed) / value(&halves) - 1.0).abs() < 1e-5);
+    assert!((value(&codes) / value(&halves) - 1.0).abs() > 1e-4);
+    assert_eq!(
+        (&windowed["cache"], &windowed["residual_window"]),
+        (&"q2".into(), &64.into())
+    );
+    assert_eq!(codes["residual_window_bytes"], 0);
+
+    let refused = |more: &[&str]| {
+        let run = cinder(&[&["generate", arg(&model), "--prompt", "a"], more].concat());
+        assert_eq!(run.code, 2, "{}", run.stderr);
+        run.stderr
+    };
+    let error = refused(&["--residual-window", "8"]);
+    let expected = "a residual window of 8 tokens is for packed latents, and the cache is f16";
+    assert!(error.contains(expected), "{error}");
+
+    // Declared, it is the default of packed caches.
+    let file = model.join("cinder.json");
+    let manifest = std::fs::read_to_string(&file).expect("reads");
+    let declared = "\"cache_format\": \"q4\",\n  \"residual_window\": 300";
+    let manifest = manifest.replacen("\"cache_format\": \"f16\"", declared, 1);
+    std::fs::write(&file, manifest).expect("writes");
+    let generate = |more: &[&str]| {
+        let arguments = ["generate", arg(&model), "--prompt", "a", "--json"];
+        cinder(&[&arguments[..], &["--max-new-tokens", "4"], more].concat()).json()
+    };
+    let kept = |more: &[&str]| generate(more)["residual_window"].as_u64();
+    assert_eq!(kept(&[]), Some(300));
+    assert_eq!(kept(&["--cache", "q8"]), Some(300));
+    assert_eq!(kept(&["--cache", "f16"]), Some(0));
+    assert_eq!(kept(&["--residual-window", "0"]), Some(0));
+}

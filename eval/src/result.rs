@@ -27,6 +27,12 @@ pub struct EvalResult {
     /// Bytes that one token takes in that cache, scales and minimums counted; none in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_bytes_per_token: Option<u64>,
+    /// Tokens that a packed cache keeps in f16 too; 0 for none.
+    #[serde(default)]
+    pub residual_window: usize,
+    /// Bytes that these take for a sequence, however long it gets.
+    #[serde(default)]
+    pub residual_window_bytes: u64,
     /// The command line that made this, for the report's reader.
     pub command: String,
     /// Seconds spent evaluating, without loading.

@@ -1,9 +1,10 @@
 //! Milliseconds of attention for new tokens, over a dense cache and over latents.
 //!
-//! `latent_speed [CONTEXT] [LAYERS] [ROUNDS] [TOKENS] [KIND]`: attention of SmolLM2-135M's shape (9 heads, 3 KV heads of
+//! `latent_speed [CONTEXT] [LAYERS] [ROUNDS] [TOKENS] [KIND] [WINDOW]`: attention of SmolLM2-135M's shape (9 heads, 3 KV heads of
 //! 64), TOKENS new tokens (1) over CONTEXT, their own included. LAYERS caches of each kind are walked one after another, as a
 //! model does, so that they come from memory; the kinds take turns within a round, and the fastest of ROUNDS counts: what is
-//! compared was measured together. With KIND, of latents only those whose name has it.
+//! compared was measured together. With KIND, of latents only those whose name has it. With WINDOW, packed latents have a
+//! residual window of so many tokens.
 
 use std::error::Error;
 use std::path::Path;
@@ -58,12 +59,17 @@ fn latent(
     name: &str,
     parts: &GroupHeads,
     format: CacheFormat,
-    [context, tokens, layers]: [usize; 3],
+    [context, tokens, layers, window]: [usize; 4],
     table: &RotaryTable,
 ) -> Kind {
     let latents = random([1, context, parts.rank()]);
-    let mut cache = LatentCache::new(&parts.ranks(), format, context);
-    cache.append(latents);
+    let window = if format.is_packed() { window } else { 0 };
+    let cache = LatentCache::new(&parts.ranks(), format, context);
+    let mut cache = cache.with_residual_window(window);
+    if tokens < context {
+        cache.append(latents.clone().narrow(1, 0, context - tokens));
+    }
+    cache.append(latents.narrow(1, context - tokens, tokens));
     let caches: Vec<LatentCache> = vec![cache; layers];
     // A clone of its own, so that only the forms of this format are prepared.
     let (parts, table) = (parts.clone(), table.clone());
@@ -107,6 +113,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut kinds = vec![dense(CacheFormat::F32), dense(CacheFormat::F16)];
     let wanted = std::env::args().nth(5).unwrap_or_default();
+    let window = std::env::args().nth(6);
+    let window = window.map_or(Ok(0), |text| text.parse())?;
     for removed in [30, 50, 70] {
         // Latent values of all keys, a multiple of 24 that leaves what is kept of 192.
         let kept = (KV_HEADS * HEAD_DIM * (100 - removed) / 100 + 12) / 24 * 24;
@@ -125,7 +133,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     &name,
                     &parts,
                     format,
-                    [context, tokens, layers],
+                    [context, tokens, layers, window],
                     &table,
                 ));
             }

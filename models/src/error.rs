@@ -65,6 +65,12 @@ pub enum Error {
     #[error("a {format} cache packs latents, and layer {layer} keeps keys and values in full")]
     CacheFormat { format: CacheFormat, layer: usize },
 
+    /// A residual window beside numbers that are not codes.
+    #[error(
+        "a residual window of {tokens} tokens is for packed latents, and the cache is {format}"
+    )]
+    ResidualWindow { tokens: usize, format: CacheFormat },
+
     /// The output can not be written where it was asked for.
     #[error("`{}` {why}", path.display())]
     Output {
@@ -95,6 +101,9 @@ impl Hint for Error {
             ),
             Error::CacheFormat { .. } => Some(
                 "cache in f32 or f16, or compress the model so that it caches latents (group-head keys and values)".into(),
+            ),
+            Error::ResidualWindow { .. } => Some(
+                "cache latents as q8, q4, q3 or q2, or leave the window out".into(),
             ),
             Error::Io(_) | Error::Config { .. } | Error::Request(_) => None,
         }

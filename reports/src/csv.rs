@@ -4,7 +4,7 @@ use crate::compression::{Cell, Compressed};
 use crate::group::{Group, Row};
 
 const HEADER: &str = "model,recipe,keep_ratio,perplexity,stderr,times_dense,times_dense_stderr,tokens_scored,\
-parameters,decoder_projection_scalars,weight_bytes,tokens_per_second,device,dtype,cache,kv_bytes_per_token,stored_as,model_sha256,\
+parameters,decoder_projection_scalars,weight_bytes,tokens_per_second,device,dtype,cache,kv_bytes_per_token,residual_window,residual_window_bytes,stored_as,model_sha256,\
 corpus_sha256,tool_version,result_file";
 
 /// One line a measurement, the dense one first. Empty where there is nothing to state.
@@ -39,6 +39,8 @@ fn line(row: &Row<'_>) -> String {
         row.result
             .kv_bytes_per_token
             .map_or_else(String::new, |n| n.to_string()),
+        row.result.residual_window.to_string(),
+        row.result.residual_window_bytes.to_string(),
         quoted(&model.stored_as),
         quoted(&model.sha256),
         quoted(&row.result.corpus.sha256),

@@ -200,7 +200,7 @@ fn add<'a>(rows: &mut Vec<Row<'a>>, evaluation: &'a Evaluation) -> Result<(), Re
     let result = &evaluation.result;
     for row in rows.iter_mut().filter(|row| {
         // What a cache rounds changes the model.
-        row.result.model.sha256 == result.model.sha256 && cache(row.result) == cache(result)
+        row.result.model.sha256 == result.model.sha256 && kept(row.result) == kept(result)
     }) {
         let (ours, theirs) = (&result.perplexity, &row.result.perplexity);
         let same_place = row.result.device == result.device && row.result.dtype == result.dtype;
@@ -236,6 +236,7 @@ fn compare(mut rows: Vec<Row<'_>>) -> Result<Group<'_>, ReportError> {
         left.recipe
             .cmp(&right.recipe)
             .then(cache(b.result).bits().cmp(&cache(a.result).bits()))
+            .then(b.result.residual_window.cmp(&a.result.residual_window))
             .then(right.keep_ratio.total_cmp(&left.keep_ratio))
             .then_with(|| left.name.cmp(&right.name))
             .then_with(|| a.file.cmp(b.file))
@@ -253,10 +254,16 @@ fn compare(mut rows: Vec<Row<'_>>) -> Result<Group<'_>, ReportError> {
     }
     let several = rows
         .windows(2)
-        .any(|pair| cache(pair[0].result) != cache(pair[1].result));
+        .any(|pair| kept(pair[0].result) != kept(pair[1].result));
     for row in &mut rows {
         row.series = match several {
-            true => format!("{}, {} cache", row.recipe(), cache(row.result)),
+            true => {
+                let window = match row.result.residual_window {
+                    0 => String::new(),
+                    tokens => format!(", residual window {tokens}"),
+                };
+                format!("{}, {} cache{window}", row.recipe(), cache(row.result))
+            }
             false => row.recipe().to_owned(),
         };
     }
@@ -264,6 +271,11 @@ fn compare(mut rows: Vec<Row<'_>>) -> Result<Group<'_>, ReportError> {
         axis: Axis::KeepRatio,
         rows,
     })
+}
+
+/// What a cache rounds: its format, and the tokens that it leaves as they are.
+fn kept(result: &EvalResult) -> (CacheFormat, usize) {
+    (cache(result), result.residual_window)
 }
 
 /// The format of the cache; results that do not say were made with f32.

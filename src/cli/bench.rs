@@ -6,14 +6,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use cinder::models::cache::CacheFormat;
 use cinder::models::decode::{SamplingSettings, generate};
 use cinder::models::ops::{self, Machine};
 use cinder::models::progress::Progress;
 use cinder::models::{Decoder, Precision};
 use serde_json::{Value, json};
 
-use super::context::{Cache, Context, Usage, Weights};
+use super::context::{Cache, Cached, Context, Usage, Weights};
 use super::format::{bytes, pairs, table};
 use super::memory::{Length, peak_resident_bytes};
 use context::AtContext;
@@ -74,7 +73,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         return Err(Usage::new(what, "see `cinder bench --help`").into());
     }
     let checkpoint = context.open(&args.model)?;
-    let format = args.cache.format(&checkpoint)?;
+    let cached = args.cache.of(&checkpoint)?;
     let most = checkpoint.config().max_context;
     let behind = |contexts: &[usize]| {
         let longest = contexts.iter().max();
@@ -114,14 +113,15 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         attention: (checkpoint.config().layers
             * checkpoint.config().heads
             * checkpoint.config().head_dim) as u64,
-        cache: checkpoint.kv_bytes_per_token(format),
+        cache: checkpoint.kv_bytes_per_token(cached.format),
+        window: cached.window_bytes(&checkpoint),
     };
     let start = Instant::now();
     let length = Length {
         held: longest.max(context_length),
         at_once: prompts.copied().unwrap_or(1),
     };
-    let mut decoder = context.decoder(&checkpoint, precision, format, length)?;
+    let mut decoder = context.decoder(&checkpoint, precision, cached, length)?;
     decoder.allow_context(context_length);
     let load_seconds = start.elapsed().as_secs_f64();
     let steps = (lengths().count() * (args.runs + 1)) as u64;
@@ -147,7 +147,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     }
     context.printer.finish();
     let found = Found {
-        format,
+        cached,
         measured,
         at_context,
         load_seconds,
@@ -157,7 +157,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
 
 /// All that was measured.
 struct Found {
-    format: CacheFormat,
+    cached: Cached,
     measured: Vec<Measured>,
     at_context: Vec<AtContext>,
     load_seconds: f64,
@@ -175,6 +175,8 @@ struct Work {
     attention: u64,
     /// Bytes of the KV cache a token.
     cache: u64,
+    /// Bytes of its residual window.
+    window: u64,
 }
 
 impl Work {
@@ -298,7 +300,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<ExitCode> {
     let Found {
-        format,
+        cached,
         measured,
         at_context,
         load_seconds,
@@ -332,8 +334,10 @@ fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<
         "model": args.model,
         "weights": work.precision,
         "weight_bytes": work.weight_bytes,
-        "cache": format,
+        "cache": cached.format,
         "kv_bytes_per_token": work.cache,
+        "residual_window": cached.residual_window,
+        "residual_window_bytes": work.window,
         "prefill_tokens_per_second": first("prefill"),
         "decode_tokens_per_second": first("decode"),
         "prefill": list("prefill"),
@@ -368,6 +372,13 @@ fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<
             parts.join(", "),
         ]);
     }
+    let window = match cached.residual_window {
+        0 => String::new(),
+        tokens => format!(
+            ", and {} for a residual window of {tokens}",
+            bytes(work.window)
+        ),
+    };
     let facts = pairs(&[
         (
             "weights",
@@ -375,7 +386,7 @@ fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<
         ),
         (
             "KV cache per token",
-            format!("{} as {format}", bytes(work.cache)),
+            format!("{} as {}{window}", bytes(work.cache), cached.format),
         ),
         (
             "peak memory (resident)",

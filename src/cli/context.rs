@@ -8,7 +8,7 @@ use cinder::eval::{Corpus, CorpusFormat, Half, ModelIdentity, boolq};
 use cinder::fetch::{self, Fetcher};
 use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
-use cinder::models::{Decoder, Hint, Precision};
+use cinder::models::{Decoder, Error, Hint, Precision};
 
 use super::Global;
 use super::memory::{self, Demand, Length};
@@ -69,23 +69,61 @@ pub struct Cache {
     /// the format too.
     #[arg(long, value_name = "FORMAT")]
     cache: Option<CacheFormat>,
+    /// Keep the last N tokens of a packed cache (q8 to q2) as f16 too [default: what the model declares, else 0]
+    ///
+    /// Queries read their last N tokens, and up to 255 more, as f16 in place of the codes. That takes f16 latents of N + 255
+    /// tokens (in whole sixteens) for each sequence, however long it gets; those of a prompt too, until its first new token.
+    #[arg(long, value_name = "N")]
+    residual_window: Option<usize>,
 }
 
 impl Cache {
-    /// The format asked for, else the one the model declares.
+    /// What is asked for, else what the model declares.
     ///
     /// # Errors
-    /// [`Usage`] for a format that this model's cache can not have.
-    pub fn format(self, checkpoint: &Checkpoint) -> Result<CacheFormat> {
-        let Some(format) = self.cache else {
-            return Ok(checkpoint.cache_format());
+    /// [`Usage`] for a format that this model's cache can not have, and a window that the format can not have.
+    pub fn of(self, checkpoint: &Checkpoint) -> Result<Cached> {
+        let usage = |error: Error| {
+            let hint = error.hint().unwrap_or_default();
+            Usage::new(error.to_string(), hint)
         };
-        match checkpoint.check_cache_format(format) {
-            Ok(()) => Ok(format),
-            Err(error) => {
-                Err(Usage::new(error.to_string(), error.hint().unwrap_or_default()).into())
+        let mut cached = Cached::declared(checkpoint);
+        if let Some(format) = self.cache {
+            checkpoint.check_cache_format(format).map_err(usage)?;
+            cached.format = format;
+            if !format.is_packed() {
+                cached.residual_window = 0;
             }
         }
+        if let Some(tokens) = self.residual_window {
+            let checked = checkpoint.check_residual_window(tokens, cached.format);
+            checked.map_err(usage)?;
+            cached.residual_window = tokens;
+        }
+        Ok(cached)
+    }
+}
+
+/// How a run caches.
+#[derive(Debug, Clone, Copy)]
+pub struct Cached {
+    pub format: CacheFormat,
+    /// Tokens; 0 for none.
+    pub residual_window: usize,
+}
+
+impl Cached {
+    /// What the model declares.
+    pub fn declared(checkpoint: &Checkpoint) -> Self {
+        Cached {
+            format: checkpoint.cache_format(),
+            residual_window: checkpoint.residual_window(),
+        }
+    }
+
+    /// Bytes that its residual window takes, apart from those of each token.
+    pub fn window_bytes(self, checkpoint: &Checkpoint) -> u64 {
+        checkpoint.residual_window_bytes(self.residual_window)
     }
 }
 
@@ -138,12 +176,13 @@ impl Context {
         &self,
         checkpoint: &Checkpoint,
         precision: Precision,
-        format: CacheFormat,
+        cached: Cached,
         length: Length,
     ) -> Result<Decoder> {
-        Demand::of(checkpoint, precision, format, length).check(memory::available_bytes())?;
+        Demand::of(checkpoint, precision, cached, length).check(memory::available_bytes())?;
         let mut decoder = checkpoint.load(precision, &self.device, &self.printer)?;
-        decoder.set_cache_format(format)?;
+        decoder.set_cache_format(cached.format)?;
+        decoder.set_residual_window(cached.residual_window)?;
         Ok(decoder)
     }
 

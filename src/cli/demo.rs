@@ -13,7 +13,7 @@ use cinder::reports::{Options, read, write};
 use serde_json::json;
 
 use super::compress::{calibration_text, parse_keep};
-use super::context::{Context, Usage};
+use super::context::{Cached, Context, Usage};
 use super::eval::{Question, measure, write_result};
 use cinder::models::Precision;
 
@@ -193,8 +193,8 @@ impl Evaluation<'_> {
             name: None,
             command,
         };
-        let format = checkpoint.cache_format();
-        let result = measure(context, &checkpoint, Precision::F32, format, &question)?;
+        let cached = Cached::declared(&checkpoint);
+        let result = measure(context, &checkpoint, Precision::F32, cached, &question)?;
         let p = &result.perplexity;
         context.printer.say(&format!(
             "{name}: perplexity {:.2} ± {:.2}",

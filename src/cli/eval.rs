@@ -13,12 +13,11 @@ use std::time::Instant;
 use anyhow::Result;
 use cinder::eval::{EvalResult, SCHEMA, WindowChoice, perplexity};
 use cinder::models::Precision;
-use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::context::{Cache, Context, Weights, command_line, identity};
+use super::context::{Cache, Cached, Context, Weights, command_line, identity};
 use super::memory::Length;
 
 #[derive(Subcommand)]
@@ -116,12 +115,12 @@ fn ppl(context: &Context, args: PplArgs) -> Result<ExitCode> {
         name: args.name,
         command: command_line(),
     };
-    let format = args.cache.format(&checkpoint)?;
+    let cached = args.cache.of(&checkpoint)?;
     let result = measure(
         context,
         &checkpoint,
         args.weights.weights,
-        format,
+        cached,
         &question,
     )?;
     let value = serde_json::to_value(&result)?;
@@ -137,12 +136,12 @@ fn ppl(context: &Context, args: PplArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Measures the perplexity of a model, through a cache of this format, and says everything about how.
+/// Measures the perplexity of a model, through such a cache, and says everything about how.
 pub fn measure(
     context: &Context,
     checkpoint: &Checkpoint,
     precision: Precision,
-    format: CacheFormat,
+    cached: Cached,
     question: &Question<'_>,
 ) -> Result<EvalResult> {
     let Question {
@@ -158,7 +157,7 @@ pub fn measure(
         held: 0,
         at_once: *window,
     };
-    let decoder = context.decoder(checkpoint, precision, format, length)?;
+    let decoder = context.decoder(checkpoint, precision, cached, length)?;
     let start = Instant::now();
     let perplexity = perplexity(
         &decoder,
@@ -182,8 +181,10 @@ pub fn measure(
         perplexity,
         device: context.device_name.clone(),
         dtype: precision.name().into(),
-        cache: Some(format),
-        kv_bytes_per_token: Some(checkpoint.kv_bytes_per_token(format)),
+        cache: Some(cached.format),
+        kv_bytes_per_token: Some(checkpoint.kv_bytes_per_token(cached.format)),
+        residual_window: cached.residual_window,
+        residual_window_bytes: cached.window_bytes(checkpoint),
         command: question.command.clone(),
         seconds,
     })

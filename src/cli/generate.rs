@@ -58,7 +58,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .check()
         .map_err(|e| Usage::new(e.to_string(), "see `cinder generate --help`"))?;
     let checkpoint = context.open(&args.model)?;
-    let format = args.cache.format(&checkpoint)?;
+    let cached = args.cache.of(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
     let asked = prompt.len().saturating_add(args.max_new_tokens);
@@ -66,7 +66,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         held: asked.min(checkpoint.config().max_context),
         at_once: prompt.len(),
     };
-    let decoder = context.decoder(&checkpoint, args.weights.weights, format, length)?;
+    let decoder = context.decoder(&checkpoint, args.weights.weights, cached, length)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
     let mut started = false;
     let generation = generate(
@@ -99,8 +99,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "tokens_per_second": generation.tokens_per_second(),
         "sampling": settings,
         "bos_ids": tokenizer.bos_ids(),
-        "cache": format,
-        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(format),
+        "cache": cached.format,
+        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(cached.format),
+        "residual_window": cached.residual_window,
+        "residual_window_bytes": cached.window_bytes(&checkpoint),
     });
     context.printer.result(&value, "\n")?;
     if let Some(speed) = generation.tokens_per_second() {

@@ -38,8 +38,11 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let memory = checkpoint.memory_bytes(precision);
     let memory_label = format!("bytes in memory ({precision})");
     let on_disk: u64 = checkpoint.tensors().iter().map(|(_, i)| i.bytes).sum();
-    let format = args.cache.format(&checkpoint)?;
+    let cached = args.cache.of(&checkpoint)?;
+    let (format, tokens) = (cached.format, cached.residual_window);
     let kv = checkpoint.kv_bytes_per_token(format);
+    let window = cached.window_bytes(&checkpoint);
+    let window_label = format!("KV cache, residual window of {tokens} tokens (f16)");
     let kv_label = format!("KV cache bytes per token ({format})");
     let value = json!({
         "path": checkpoint.path(),
@@ -64,6 +67,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "bytes_on_disk": on_disk,
         "cache": format,
         "kv_bytes_per_token": kv,
+        "residual_window": tokens,
+        "residual_window_bytes": window,
         "latents": checkpoint.has_latents().then(|| latents(&checkpoint)),
         "sites": sites(&projections, precision),
         "manifest": checkpoint.manifest().map(|m| json!({
@@ -92,14 +97,18 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         },
         checkpoint.stored_as(),
     );
-    let summary = pairs(&[
+    let mut summary = vec![
         ("parameters", count(parameters)),
         ("decoder projection scalars", count(scalars)),
         ("keep ratio", format!("{keep_ratio:.4}")),
         (memory_label.as_str(), bytes(memory)),
         ("bytes on disk", bytes(on_disk)),
         (kv_label.as_str(), bytes(kv)),
-    ]);
+    ];
+    if tokens > 0 {
+        summary.push((window_label.as_str(), bytes(window)));
+    }
+    let summary = pairs(&summary);
     writeln!(text, "{summary}\n\n{}", site_table(&projections, precision))?;
     if checkpoint.has_latents() {
         writeln!(text, "\n{}", latent_table(&checkpoint))?;

@@ -32,14 +32,14 @@ pub struct Args {
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let checkpoint = context.open(&args.model)?;
-    let format = args.cache.format(&checkpoint)?;
+    let cached = args.cache.of(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let ids = tokenizer.encode(&args.text)?;
     let length = Length {
         held: 0,
         at_once: ids.len(),
     };
-    let decoder = context.decoder(&checkpoint, args.weights.weights, format, length)?;
+    let decoder = context.decoder(&checkpoint, args.weights.weights, cached, length)?;
     let hidden = decoder.hidden(std::slice::from_ref(&ids), None)?;
     let [_, tokens, width] = hidden.dims();
     let hidden: Tensor<2> = hidden.reshape([tokens, width]);
@@ -82,7 +82,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         sums.push(sum);
     }
     let value = json!({"ids": ids, "top_ids": top_ids, "top_logits": top_logits, "logsumexp": sums, "bos_ids": tokenizer.bos_ids(),
-        "cache": format, "kv_bytes_per_token": checkpoint.kv_bytes_per_token(format)});
+        "cache": cached.format, "kv_bytes_per_token": checkpoint.kv_bytes_per_token(cached.format),
+        "residual_window": cached.residual_window, "residual_window_bytes": cached.window_bytes(&checkpoint)});
     context.printer.result(&value, &out.to_string())?;
     Ok(ExitCode::SUCCESS)
 }

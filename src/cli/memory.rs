@@ -6,6 +6,7 @@ use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
 use cinder::models::{Hint, Precision};
 
+use super::context::Cached;
 use super::format::bytes;
 
 /// Bytes that are taken to be available, in place of what the system says; for tests.
@@ -26,13 +27,15 @@ pub struct Length {
 #[derive(Debug, Clone)]
 pub struct Demand {
     length: Length,
-    format: CacheFormat,
+    cached: Cached,
     /// What is not mapped from the file.
     weights: u64,
     activations: u64,
     /// Bytes a token in the cache: of the asked format and of each that the model can have.
     per_token: u64,
     formats: Vec<(CacheFormat, u64)>,
+    /// Bytes of the residual window, with those of a prompt's tokens.
+    window: u64,
 }
 
 /// A run that needs more memory than there is.
@@ -51,7 +54,7 @@ impl Demand {
     pub fn of(
         checkpoint: &Checkpoint,
         precision: Precision,
-        format: CacheFormat,
+        cached: Cached,
         length: Length,
     ) -> Self {
         let config = checkpoint.config();
@@ -67,13 +70,19 @@ impl Demand {
         let numbers = 3 * config.hidden_size + attention + 3 * config.intermediate_size;
         let logits = length.at_once.min(LOGIT_ROWS) * config.vocab_size;
         let weights = checkpoint.memory_bytes(precision);
+        // The tokens of a prompt are all in the window until the next one comes.
+        let window = match cached.residual_window {
+            0 => 0,
+            tokens => tokens.saturating_add(256 + length.at_once).min(length.held) as u64,
+        };
         Demand {
             length,
-            format,
+            cached,
             weights: weights.saturating_sub(checkpoint.mapped_bytes(precision)),
             activations: (4 * (length.at_once * numbers + logits)) as u64,
-            per_token: per_token(format),
+            per_token: per_token(cached.format),
             formats: formats.map(|format| (format, per_token(format))).collect(),
+            window: window.saturating_mul(checkpoint.kv_bytes_per_token(CacheFormat::F16)),
         }
     }
 
@@ -81,10 +90,16 @@ impl Demand {
         per_token.saturating_mul(self.length.held as u64)
     }
 
+    /// Bytes of the window beside a cache of this format.
+    fn window(&self, format: CacheFormat) -> u64 {
+        if format.is_packed() { self.window } else { 0 }
+    }
+
     fn total(&self) -> u64 {
         self.weights
             .saturating_add(self.activations)
             .saturating_add(self.cache(self.per_token))
+            .saturating_add(self.window)
     }
 
     /// What needs how much.
@@ -92,10 +107,14 @@ impl Demand {
         let mut parts = vec![format!("{} for weights", bytes(self.weights))];
         if self.length.held > 0 {
             let cache = bytes(self.cache(self.per_token));
-            let (tokens, format) = (self.length.held, self.format);
+            let (tokens, format) = (self.length.held, self.cached.format);
             parts.push(format!(
                 "{cache} for a cache of {tokens} tokens as {format}"
             ));
+        }
+        if self.window > 0 {
+            let (window, tokens) = (bytes(self.window), self.cached.residual_window);
+            parts.push(format!("{window} for its residual window of {tokens}"));
         }
         parts.push(format!("{} for activations", bytes(self.activations)));
         parts.join(", ")
@@ -122,21 +141,23 @@ impl Hint for DoesNotFit {
         let left = self
             .available
             .saturating_sub(demand.weights + demand.activations);
-        let enough = |per_token: &u64| demand.cache(*per_token) <= left;
-        let format = demand
-            .formats
-            .iter()
-            .find(|(_, per_token)| enough(per_token));
-        let tokens = left / demand.per_token.max(1);
+        let enough = |format, per_token: u64| {
+            let cache = demand.cache(per_token);
+            cache.saturating_add(demand.window(format)) <= left
+        };
+        let mut formats = demand.formats.iter();
+        let format = formats.find(|(format, per_token)| enough(*format, *per_token));
+        let tokens = left.saturating_sub(demand.window) / demand.per_token.max(1);
+        let asked = demand.cached.format;
         Some(match format {
             _ if left == 0 => "give shorter windows or prompts, or narrower `--weights`".into(),
             Some((format, _)) => {
-                format!(
-                    "`--cache {format}` fits; as {}, {tokens} tokens do",
-                    demand.format
-                )
+                format!("`--cache {format}` fits; as {asked}, {tokens} tokens do")
             }
-            None => format!("as {}, {tokens} tokens fit", demand.format),
+            None if demand.window >= left => {
+                "give a shorter `--residual-window`, or none (0), or a shorter prompt".into()
+            }
+            None => format!("as {asked}, {tokens} tokens fit"),
         })
     }
 }
@@ -217,7 +238,10 @@ mod tests {
     fn demand(format: CacheFormat, held: usize) -> Demand {
         Demand {
             length: Length { held, at_once: 1 },
-            format,
+            cached: Cached {
+                format,
+                residual_window: 0,
+            },
             weights: 1000,
             activations: 100,
             per_token: 40,
@@ -226,6 +250,7 @@ mod tests {
                 (CacheFormat::F16, 20),
                 (CacheFormat::Q4, 6),
             ],
+            window: 0,
         }
     }
 
@@ -255,6 +280,24 @@ mod tests {
             refused(100, 900).1,
             "give shorter windows or prompts, or narrower `--weights`"
         );
+        let windowed = |available| {
+            let mut demand = demand(CacheFormat::Q4, 100);
+            (
+                demand.per_token,
+                demand.window,
+                demand.cached.residual_window,
+            ) = (6, 300, 10);
+            let error = demand.check(Some(available)).expect_err("too much");
+            (error.to_string(), error.hint().expect("always"))
+        };
+        let (text, hint) = windowed(1999);
+        assert_eq!(
+            text,
+            "about 2.0 kB of memory are needed, and 2.0 kB are available: 1.0 kB for weights, 600 B for a cache of 100 tokens \
+             as q4, 300 B for its residual window of 10, 100 B for activations"
+        );
+        assert_eq!(hint, "as q4, 99 tokens fit");
+        assert!(windowed(1400).1.contains("`--residual-window`"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::compress::{calibration_text, nothing_to_resume, outcome_json, parse_keep, read_recipe};
-use super::context::{Context, Usage, Weights};
+use super::context::{Cached, Context, Usage, Weights};
 use super::eval::{Question, measure, parse_window, parse_windows, write_result};
 use super::format::{bytes, table};
 
@@ -360,8 +360,8 @@ impl Sweep<'_> {
                     name: None,
                 };
                 let (checkpoint, precision) = (open()?, self.args.weights.weights);
-                let format = checkpoint.cache_format();
-                let result = measure(self.context, &checkpoint, precision, format, &question)?;
+                let cached = Cached::declared(&checkpoint);
+                let result = measure(self.context, &checkpoint, precision, cached, &question)?;
                 let p = &result.perplexity;
                 self.context.printer.say(&format!(
                     "{name}: perplexity {:.2} ± {:.2} on {}",

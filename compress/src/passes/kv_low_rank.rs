@@ -16,7 +16,7 @@
 //! back. Raised ridges are recorded. Every tensor is finite.
 //!
 //! **Reference.** Palu, arXiv 2407.21118, §3.2 (latents by groups of heads: M-LRD, G-LRD, J-LRD), §3.3 (Fisher ranks) and
-//! §3.4 (rotation); low-rank.md §1. The joint latent of keys and values, moments on both sides and ranks by loss are
+//! §3.4 (rotation); low-rank.md §1. The residual window of packed caches is KIVI's, arXiv 2402.02750, §3.3. The joint latent of keys and values, moments on both sides and ranks by loss are
 //! frontier.md §10: at half the cache they add a fifth of what whitened uniform J-LRD adds to SmolLM2-135M's perplexity.
 
 mod analysis;
@@ -75,6 +75,10 @@ pub struct KvLowRankSettings {
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub cache: CacheFormat,
+    /// The last tokens whose latents a packed cache keeps in f16 too, where attention reads them (KIVI's residual window),
+    /// and up to 255 more; 0 is none.
+    #[serde(default)]
+    pub residual_window: usize,
 }
 
 /// What is rebuilt from one latent.
@@ -172,6 +176,13 @@ impl KvLowRankSettings {
         ] {
             within(name, value as f64, value >= 1, "at least 1")?;
         }
+        if self.residual_window > 0 && !self.cache.is_packed() {
+            return Err(format!(
+                "`residual_window` is {}, which is for packed caches (`cache` = \"q8\", \"q4\", \"q3\" or \"q2\"), and \
+                 `cache` is \"{}\"",
+                self.residual_window, self.cache
+            ));
+        }
         match self.rule == KvRule::Loss && !self.two_sided {
             // frontier.md §10: without gradients, losses of different layers can not be compared.
             true => Err("`rule = \"loss\"` needs `two_sided = true`".into()),
@@ -221,6 +232,10 @@ impl Pass for KvLowRankSettings {
 
     fn cache_format(&self) -> Option<CacheFormat> {
         Some(self.cache)
+    }
+
+    fn residual_window(&self) -> usize {
+        self.residual_window
     }
 
     /// Every latent value is a row of a basis and a column of expansions.

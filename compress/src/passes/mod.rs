@@ -75,6 +75,16 @@ pub trait Pass: Send + Sync {
         None
     }
 
+    /// Whether the cache keeps the latent of the basis that it makes query, key and value share.
+    fn caches_shared_basis(&self) -> bool {
+        false
+    }
+
+    /// Tokens of the residual window of that cache; 0 where there is none.
+    fn residual_window(&self) -> usize {
+        0
+    }
+
     /// The most scalars that its projections may store.
     fn budget(&self, config: &ModelConfig) -> u64 {
         dense_scalars(config, &self.projections())
@@ -192,6 +202,41 @@ pub fn share_out(passes: &mut [Box<dyn Pass>]) -> Result<()> {
             });
         }
         taken.push(projection);
+    }
+    Ok(())
+}
+
+/// A cache of codes holds latents alone, so each layer needs one that is smaller than its keys and values.
+///
+/// # Errors
+/// [`Error::Setting`] naming the first layer without one.
+pub fn check_cached_basis(
+    config: &ModelConfig,
+    passes: &[Box<dyn Pass>],
+    plans: &[Plan],
+) -> Result<()> {
+    let dense = 2 * config.kv_heads * config.head_dim;
+    let small = |layer: &LayerPlan| {
+        let shared = |unit: &&PlannedUnit| unit.site == Site::Qkv && unit.members.len() > 1;
+        let unit = layer.units.iter().find(shared);
+        unit.is_some_and(|unit| unit.rank.is_some_and(|rank| rank < dense))
+    };
+    for (pass, plan) in passes.iter().zip(plans) {
+        let packed = pass.cache_format().filter(|format| format.is_packed());
+        let Some(format) = packed.filter(|_| pass.caches_shared_basis()) else {
+            continue;
+        };
+        if let Some(layer) = plan.layers.iter().find(|layer| !small(layer)) {
+            return Err(Error::Setting {
+                what: "`cache_latents`".into(),
+                value: format.to_string(),
+                range: format!(
+                    "f32 or f16 here: the shared basis of layer {} is not smaller than the {dense} numbers of its keys and values",
+                    layer.layer
+                ),
+                hint: "lower `keep`, or let the cache be f16",
+            });
+        }
     }
     Ok(())
 }

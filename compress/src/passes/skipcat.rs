@@ -15,6 +15,8 @@
 //!
 //! **Reference.** SkipCat, arXiv 2512.13494 (no code published); low-rank.md §2 has the algebra and the choice of pivots.
 
+use cinder_models::Site;
+use cinder_models::cache::CacheFormat;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +51,12 @@ pub struct SkipCatSettings {
     /// How ranks are shared out.
     #[serde(default)]
     pub allocation: Rule,
+    /// Let the KV cache keep the latent of query, key and value, in layers where it is smaller than the keys and values, which
+    /// attention then rebuilds from it; as `f32`, `f16`, or codes of 8, 4, 3 or 2 bits: `q8`, `q4`, `q3`, `q2`. Codes need
+    /// every layer to be so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub cache_latents: Option<CacheFormat>,
 }
 
 fn default_ridge() -> f64 {
@@ -80,6 +88,10 @@ pub(super) const ENTRY: Entry = Entry {
 impl SkipCatSettings {
     fn factorization(self) -> Result<Factorization, String> {
         let settings = super::factor::with_name("skipcat", &self);
+        let qkv = self.shared && self.sites.iter().any(|s| s == Site::Qkv.name());
+        if self.cache_latents.is_some() && !qkv {
+            return Err("`cache_latents` needs `shared = true`, and qkv among the `sites`".into());
+        }
         let factorization = Factorization {
             settings,
             keep: self.keep,
@@ -93,6 +105,7 @@ impl SkipCatSettings {
             rule: self.allocation,
             two_sided: self.allocation == Rule::Loss,
             input_ridge: self.ridge,
+            cache: self.cache_latents,
             ..Factorization::default()
         };
         factorization.checked()

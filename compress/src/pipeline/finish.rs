@@ -27,6 +27,8 @@ pub(super) fn finish(
     let before = checkpoint.config().dense_projection_scalars();
     let (_, after) = projection_scalars(checkpoint, &job.recipe.passes, plans);
     let calibration = job.recipe.calibration.as_ref().zip(job.text);
+    let mut passes = job.recipe.passes.iter();
+    let latent = passes.find(|p| p.cache_format().is_some());
     let manifest = Manifest {
         schema: MANIFEST_SCHEMA,
         tool_version: job.tool_version.clone(),
@@ -64,7 +66,9 @@ pub(super) fn finish(
         keep_ratio: after as f64 / before as f64,
         bytes_before: checkpoint.parameters() * dtype.bytes(),
         bytes_after: writer.tensor_bytes(),
-        cache_format: job.recipe.passes.iter().find_map(|p| p.cache_format()),
+        cache_format: latent.and_then(|p| p.cache_format()),
+        caches_shared_basis: latent.is_some_and(|p| p.caches_shared_basis()),
+        residual_window: latent.map_or(0, |p| p.residual_window()),
         fallbacks: sites.iter().filter(|s| s.fallback.is_some()).count(),
         sites,
         files: Vec::new(),
@@ -98,6 +102,13 @@ pub(super) fn warnings(manifest: &Manifest) -> Vec<String> {
             "{} projections needed a larger ridge than asked for; the manifest names them",
             manifest.fallbacks
         ));
+    }
+    if manifest.caches_shared_basis && manifest.kv_keep_ratio().is_none() {
+        warnings.push(
+            "no shared basis of query, key and value is smaller than the keys and values: the KV cache stays as it was; \
+             a lower `keep` makes it smaller"
+                .into(),
+        );
     }
     warnings
 }

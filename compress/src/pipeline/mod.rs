@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 
 use crate::calibration::{Collection, Statistics, Windows, read_json, write_whole};
 use crate::error::{Error, Result};
-use crate::passes::{Analysis, Needs, Pass, Plan, Takes, dense_scalars};
+use crate::passes::{Analysis, Needs, Pass, Plan, Takes, check_cached_basis, dense_scalars};
 use crate::recipe::Recipe;
 
 pub use identity::{check_identity, read_identity, require_same};
@@ -158,7 +158,9 @@ fn stages(
     stage("analysis", since);
     let since = Instant::now();
     let mut all = analyses.into_iter();
-    let plans = plans(&job.recipe.passes, |_| Ok(all.next().unwrap_or_default()))?;
+    let plans = plans(&job.recipe.passes, job.checkpoint.config(), |_| {
+        Ok(all.next().unwrap_or_default())
+    })?;
     stage("allocation", since);
     let since = Instant::now();
     let walk = walk::Walk {
@@ -294,9 +296,13 @@ pub fn shape_analyses_of(pass: &dyn Pass, config: &ModelConfig) -> Result<Vec<An
 /// The plans of all passes; `analyses` is asked once for each, in order.
 fn plans(
     passes: &[Box<dyn Pass>],
+    config: &ModelConfig,
     mut analyses: impl FnMut(&dyn Pass) -> Result<Vec<Analysis>>,
 ) -> Result<Vec<Plan>> {
-    passes.iter().map(|p| p.plan(&analyses(&**p)?)).collect()
+    let plans = passes.iter().map(|p| p.plan(&analyses(&**p)?));
+    let plans = plans.collect::<Result<Vec<_>>>()?;
+    check_cached_basis(config, passes, &plans)?;
+    Ok(plans)
 }
 
 /// What all passes will do to the whole model, where that follows from shapes alone.
@@ -305,7 +311,7 @@ fn plans(
 /// When a pass can not be planned.
 pub fn shape_plans(passes: &[Box<dyn Pass>], config: &ModelConfig) -> Result<Option<Vec<Plan>>> {
     match passes.iter().all(|p| p.plans_from_shapes()) {
-        true => plans(passes, |pass| shape_analyses_of(pass, config)).map(Some),
+        true => plans(passes, config, |pass| shape_analyses_of(pass, config)).map(Some),
         false => Ok(None),
     }
 }
@@ -350,12 +356,12 @@ pub fn projection_scalars(
 pub fn require_form(checkpoint: &Checkpoint, passes: &[Box<dyn Pass>]) -> Result<()> {
     let projections = checkpoint.projections();
     let dense = passes.iter().any(|p| p.takes() == Takes::Dense);
-    let refused = |kind: &str| match dense {
-        true => kind != "dense",
+    let refused = |p: &ProjectionInfo| match dense {
+        true => p.kind != "dense",
         // No pass knows what to do with latents.
-        false => kind.ends_with("group-head"),
+        false => p.kind.ends_with("group-head") || p.is_rebuilt(),
     };
-    match projections.iter().find(|p| refused(p.kind)) {
+    match projections.iter().find(|p| refused(p)) {
         Some(p) => Err(Error::NotDense {
             layer: p.layer,
             projection: p.projection.into(),

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
+use super::window::{RECENT, ResidualWindow};
 use crate::error::{Error, Result};
 
 /// The type of a cache's numbers. Keys and values in full are kept in f32 or f16; latents in any of them.
@@ -86,6 +87,30 @@ impl CacheFormat {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that caches of this format can have a residual window of `tokens`.
+    ///
+    /// # Errors
+    /// [`Error::ResidualWindow`] where the numbers are not codes, unless `tokens` is 0.
+    pub(crate) fn check_window(self, tokens: usize) -> Result<()> {
+        match tokens > 0 && !self.is_packed() {
+            true => Err(Error::ResidualWindow {
+                tokens,
+                format: self,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Bytes that the f16 latents of a residual window of `tokens` take in one layer, of slices of these ranks, when tokens
+    /// come one at a time: `tokens` and 255 more, in whole panels of 16.
+    pub fn residual_bytes(tokens: usize, ranks: &[usize]) -> u64 {
+        let tokens = match tokens {
+            0 => 0,
+            _ => ResidualWindow(tokens).room() as u64,
+        };
+        tokens.saturating_mul(RECENT.latent_bytes(ranks))
     }
 
     /// Bytes that the latents of one token take, of slices of these ranks. A cache takes memory for 16 tokens at a time.

@@ -4,6 +4,8 @@ mod dense;
 mod format;
 mod latent;
 pub(crate) mod panels;
+mod store;
+pub(crate) mod window;
 
 use crate::decoder::KeyRotary;
 use crate::error::{Error, Result};
@@ -11,7 +13,7 @@ use crate::error::{Error, Result};
 pub use dense::DenseCache;
 pub use format::CacheFormat;
 pub use latent::LatentCache;
-pub(crate) use latent::Latents;
+pub(crate) use store::Latents;
 
 /// The cache of a whole decoder: made by [`Decoder::new_cache`](crate::Decoder::new_cache).
 ///
@@ -61,7 +63,8 @@ impl KvCache {
         self.rotary.bytes()
     }
 
-    /// Forgets all tokens after the first `length`; memory is kept.
+    /// Forgets all tokens after the first `length`; memory is kept. Below the length before the last tokens were added, a
+    /// residual window is refilled from codes: see [`LatentCache::truncate`].
     pub fn truncate(&mut self, length: usize) {
         for layer in &mut self.layers {
             match layer {

@@ -98,22 +98,18 @@ impl<'a> Loader<'a> {
         };
         let q_norm = head_norm("self_attn.q_norm")?;
         let k_norm = head_norm("self_attn.k_norm")?;
-        let latent = self.latent(index)?;
+        let (qkv, latent) = self.attention_inputs(index)?;
         let layer = DecoderLayer {
             input_norm: self.norm(&name("input_layernorm"), hidden)?,
             attention: Attention {
-                qkv: match latent {
-                    None => self.group(index, Site::Qkv)?,
-                    Some(_) => {
-                        ProjectionGroup::new(vec![self.projection(index, Site::Qkv, "q")?])
-                    }
-                },
+                qkv,
                 latent,
                 output: self.projection(index, Site::O, "o")?,
                 q_norm,
                 k_norm,
                 head_dim,
                 cache_format: self.checkpoint.cache_format(),
+                residual_window: self.checkpoint.residual_window(),
             },
             post_attention_norm: self.norm(&name("post_attention_layernorm"), hidden)?,
             feed_forward: FeedForward {
@@ -131,8 +127,36 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Keys and values that are rebuilt from latents.
-    fn latent(&mut self, layer: usize) -> Result<Option<GroupHeads>> {
+    /// Query, key and value: the query alone where the others are rebuilt from latents.
+    fn attention_inputs(&mut self, layer: usize) -> Result<(ProjectionGroup, Option<GroupHeads>)> {
+        if let Some(heads) = self.group_heads(layer)? {
+            let query = self.projection(layer, Site::Qkv, "q")?;
+            return Ok((ProjectionGroup::new(vec![query]), Some(heads)));
+        }
+        let structure = self.checkpoint.structure();
+        let info = structure.projection(layer, Site::Qkv, "k");
+        let Some(basis) = info.basis.filter(|_| info.rebuilt) else {
+            return Ok((self.group(layer, Site::Qkv)?, None));
+        };
+        let mut expansion = |projection: &'static str| {
+            let holder = format!("{}.expansion", projection_prefix(layer, projection));
+            let bias = self.checkpoint.config().projection_bias(projection);
+            let bias = bias.then(|| self.vector(&format!("{holder}.bias"), info.out));
+            // Keys and values are rebuilt by a kernel of their own, in f32.
+            let (name, bias) = (format!("{holder}.weight"), bias.transpose()?);
+            self.matrix(&name, info.out, basis.rank, Precision::F32, bias)
+        };
+        let (keys, values) = (expansion("k")?, expansion("v")?);
+        let query = self.projection(layer, Site::Qkv, "q")?;
+        let basis = self.basis(&basis, info.input)?;
+        Ok((
+            ProjectionGroup::shared(basis, vec![query]),
+            Some(GroupHeads::of_shared_basis(keys, values)),
+        ))
+    }
+
+    /// Keys and values that are rebuilt from latents of groups of heads.
+    fn group_heads(&mut self, layer: usize) -> Result<Option<GroupHeads>> {
         let Some(info) = LatentInfo::find(&**self.checkpoint.source(), layer) else {
             return Ok(None);
         };

@@ -44,6 +44,13 @@ pub struct Manifest {
     /// How the KV cache stores latents; none where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_format: Option<CacheFormat>,
+    /// Whether the KV cache keeps the latent of a basis that query, key and value of a layer share, where that is smaller than keys
+    /// and values are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub caches_shared_basis: bool,
+    /// Tokens of the KV cache's residual window; 0 where there is none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub residual_window: usize,
     /// Times a numerical fallback was taken; the sites say which.
     pub fallbacks: usize,
     pub sites: Vec<SiteRecord>,
@@ -155,6 +162,10 @@ pub struct TensorRecord {
     pub sha256: String,
 }
 
+fn is_zero(tokens: &usize) -> bool {
+    *tokens == 0
+}
+
 #[derive(Deserialize)]
 struct Layout {
     schema: u32,
@@ -163,6 +174,15 @@ struct Layout {
 impl Manifest {
     /// Numbers that the KV cache stores of a token / those of keys and values in full; none where nothing was made of latents.
     pub fn kv_keep_ratio(&self) -> Option<f64> {
+        if self.caches_shared_basis {
+            let keys = self.sites.iter().filter(|s| s.projection == "k");
+            let (kept, full) = keys.fold((0, 0), |(kept, full), key| {
+                let both = 2 * key.shape[0];
+                let shared = key.rank.filter(|_| key.kind.starts_with("shared"));
+                (kept + shared.unwrap_or(both).min(both), full + both)
+            });
+            return (kept < full).then(|| kept as f64 / full as f64);
+        }
         let kinds = ["group-head", "joint-group-head"];
         let latents = self
             .sites

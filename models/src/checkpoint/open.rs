@@ -1,6 +1,6 @@
 //! Opening a model: Hugging Face directory, GGUF file or compressed directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -13,7 +13,7 @@ use super::huggingface::{HuggingFaceSource, is_pickle};
 use super::latent::LatentInfo;
 use super::load::{EMBEDDING, Frame, HEAD, Loader, NORM};
 use super::manifest::{MANIFEST_FILE, Manifest};
-use super::names::{is_derived, is_expansion, is_pivots, layer_path};
+use super::names::{is_derived, is_expansion, is_pivots, layer_path, projection_prefix};
 use super::source::{TensorInfo, TensorSource};
 use super::structure::{ProjectionInfo, Structure, index_bytes};
 use crate::cache::CacheFormat;
@@ -91,7 +91,9 @@ impl Checkpoint {
             why,
         };
         checkpoint.structure().check().map_err(wrong)?;
-        checkpoint.check_cache_format(checkpoint.cache_format())?;
+        let format = checkpoint.cache_format();
+        checkpoint.check_cache_format(format)?;
+        checkpoint.check_residual_window(checkpoint.residual_window(), format)?;
         Ok(checkpoint)
     }
 
@@ -169,6 +171,7 @@ impl Checkpoint {
             source: &*self.source,
             config: &self.config,
             pruned: self.manifest.is_some(),
+            cached_basis: (self.manifest.as_ref()).is_some_and(|m| m.caches_shared_basis),
         }
     }
 
@@ -216,6 +219,28 @@ impl Checkpoint {
         format.check(self.latents().map(|latent| latent.is_some()))
     }
 
+    /// Tokens of the KV cache's residual window: what the manifest declares, else none.
+    pub fn residual_window(&self) -> usize {
+        let manifest = self.manifest.as_ref();
+        manifest.map_or(0, |manifest| manifest.residual_window)
+    }
+
+    /// Checks that a cache of this format can have a residual window of `tokens`.
+    ///
+    /// # Errors
+    /// [`Error::ResidualWindow`] where the format is not packed, unless `tokens` is 0.
+    pub fn check_residual_window(&self, tokens: usize, format: CacheFormat) -> Result<()> {
+        format.check_window(tokens)
+    }
+
+    /// Bytes that a residual window of `tokens` takes in all layers, whatever the length of the context: f16 latents of the
+    /// window and 255 tokens more, in whole panels of 16. While a prompt is read, its tokens come on top.
+    pub fn residual_window_bytes(&self, tokens: usize) -> u64 {
+        let layers = self.latents().flatten();
+        let layers = layers.map(|latent| CacheFormat::residual_bytes(tokens, &latent.ranks()));
+        layers.fold(0, u64::saturating_add)
+    }
+
     /// Bytes that one token takes in the KV cache: keys and values, or the latents they are rebuilt from with their scales
     /// and minimums.
     pub fn kv_bytes_per_token(&self, format: CacheFormat) -> u64 {
@@ -244,7 +269,7 @@ impl Checkpoint {
 
     /// The latents of each layer, where it has them.
     fn latents(&self) -> impl Iterator<Item = Option<LatentInfo>> {
-        (0..self.config.layers).map(|layer| LatentInfo::find(&*self.source, layer))
+        (0..self.config.layers).map(|layer| self.structure().latent(layer))
     }
 
     /// The tensors, by Hugging Face names.
@@ -335,11 +360,12 @@ impl Checkpoint {
                 false => 0,
             }
         };
+        let rebuilds = self.rebuilding();
         let bytes = |(name, info): (String, TensorInfo)| match info.shape[..] {
             [out, input] if FRAME.contains(&name.as_str()) => {
                 precision.of_embedding().matrix_bytes(out, input)
             }
-            [out, input] if is_expansion(&name) => Precision::F32.matrix_bytes(out, input),
+            [out, input] if rebuilds(&name) => Precision::F32.matrix_bytes(out, input),
             [out, input] => precision.matrix_bytes(out, input) + indices(&name, input),
             // Norms, biases and pivots alike.
             _ => info.shape.iter().product::<usize>() as u64 * 4,
@@ -347,10 +373,22 @@ impl Checkpoint {
         self.tensors().into_iter().map(bytes).sum()
     }
 
+    /// Tells tensors that rebuild keys or values, which stay f32 at any precision.
+    fn rebuilding(&self) -> impl Fn(&str) -> bool {
+        let projections = self.projections().into_iter();
+        let shared = projections.filter(ProjectionInfo::is_rebuilt).map(|p| {
+            let prefix = projection_prefix(p.layer, p.projection);
+            format!("{prefix}.expansion.weight")
+        });
+        let shared: BTreeSet<String> = shared.collect();
+        move |name| is_expansion(name) || shared.contains(name)
+    }
+
     /// Of [`Checkpoint::memory_bytes`], those that are mapped from the file, which the system reads again when it has to.
     pub fn mapped_bytes(&self, precision: Precision) -> u64 {
+        let rebuilds = self.rebuilding();
         let mapped = |(name, info): &(String, TensorInfo)| {
-            let dtype = match is_expansion(name) {
+            let dtype = match rebuilds(name) {
                 true => Some(DType::F32),
                 false => precision.dtype(),
             };

@@ -32,6 +32,8 @@ pub struct ProjectionInfo {
     pub(crate) basis: Option<BasisInfo>,
     /// Keys and values that are rebuilt from latents.
     pub(crate) latent: Option<LatentInfo>,
+    /// Whether it is a key or value that is rebuilt from the cached latent of a shared basis.
+    pub(crate) rebuilt: bool,
 }
 
 impl ProjectionInfo {
@@ -50,11 +52,19 @@ impl ProjectionInfo {
         let Some(basis) = &self.basis else {
             return precision.matrix_bytes(self.out, self.input);
         };
-        let expansion = precision.matrix_bytes(self.out, basis.rank);
+        let expansion = match self.rebuilt {
+            true => Precision::F32.matrix_bytes(self.out, basis.rank),
+            false => precision.matrix_bytes(self.out, basis.rank),
+        };
         match self.counts_basis() {
             true => expansion + basis.bytes(self.input, precision),
             false => expansion,
         }
+    }
+
+    /// Whether it is a key or value that attention rebuilds from what the KV cache keeps of a shared basis.
+    pub fn is_rebuilt(&self) -> bool {
+        self.rebuilt
     }
 
     /// Whether the basis counts with this projection: its own does, a shared one with the site's first.
@@ -162,9 +172,29 @@ pub(crate) struct Structure<'a> {
     /// Whether layers may have fewer neurons than the configuration says. Only what Cinder wrote does; of any other
     /// model it means that tensors and configuration do not belong together.
     pub pruned: bool,
+    /// Whether the KV cache keeps the latent of a basis that query, key and value share, where that is the smaller.
+    pub cached_basis: bool,
 }
 
 impl Structure<'_> {
+    /// The latents that a layer's keys and values are rebuilt from; none where the cache keeps them in full.
+    pub(crate) fn latent(&self, layer: usize) -> Option<LatentInfo> {
+        LatentInfo::find(self.source, layer).or_else(|| self.cached_basis(layer))
+    }
+
+    fn cached_basis(&self, layer: usize) -> Option<LatentInfo> {
+        let prefix = shared_prefix(layer, Site::Qkv).filter(|_| self.cached_basis)?;
+        let basis = BasisInfo::find(self.source, prefix, true)?;
+        let width = self.config.kv_heads * self.config.head_dim;
+        (basis.rank < 2 * width).then(|| LatentInfo {
+            prefix: basis.prefix,
+            rank: basis.rank,
+            keys: vec![(width, basis.rank)],
+            values: vec![(width, basis.rank)],
+            joint: true,
+        })
+    }
+
     /// The stored form of one projection. Without a basis it is taken to be dense, so that a missing weight is reported
     /// under its usual name.
     pub(crate) fn projection(
@@ -203,6 +233,7 @@ impl Structure<'_> {
             bytes_on_disk: bytes("weight"),
             basis: None,
             latent: None,
+            rebuilt: false,
         };
         if ["k", "v"].contains(&projection)
             && let Some(latent) = LatentInfo::find(self.source, layer)
@@ -234,6 +265,7 @@ impl Structure<'_> {
                 (true, true) => "shared-identity-block",
             };
             info.rank = Some(basis.rank);
+            info.rebuilt = ["k", "v"].contains(&projection) && self.cached_basis(layer).is_some();
             info.scalars = (basis.rank as u64).saturating_mul(out as u64);
             info.bytes_on_disk = bytes("expansion.weight");
             if info.counts_basis() {

@@ -27,6 +27,10 @@ pub struct Attention {
     /// How the cache stores what it keeps of this layer.
     #[module(skip)]
     pub cache_format: CacheFormat,
+    /// Tokens whose latents a packed cache keeps in f16 too; 0 for other caches. See
+    /// [`LatentCache::with_residual_window`].
+    #[module(skip)]
+    pub residual_window: usize,
 }
 
 impl Attention {
@@ -57,7 +61,9 @@ impl Attention {
     ) -> Tensor<2> {
         let [batch, tokens, hidden] = normed.dims();
         let flat = normed.reshape([batch * tokens, hidden]);
-        let mut qkv = self.qkv.forward(flat.clone()).into_iter();
+        // What the projections read; latents of a shared basis can be what the cache keeps.
+        let read = self.qkv.latents(flat.clone());
+        let mut qkv = self.qkv.expand(read.clone()).into_iter();
         let mut heads = |per_head: &Option<RmsNorm>| {
             let x = qkv
                 .next()
@@ -91,7 +97,7 @@ impl Attention {
                 let LayerCache::Latent(cache) = cache.unwrap_or(own) else {
                     panic!("the cache of a layer without latents");
                 };
-                let latents = latent.latents(flat);
+                let latents = latent.latents(flat).unwrap_or(read);
                 let rank = latents.dims()[1];
                 cache.append(latents.reshape([batch, tokens, rank]));
                 latent.attend(q, cache, self.k_norm.as_ref(), rotary)
@@ -103,16 +109,15 @@ impl Attention {
     /// An empty cache for this layer, with room for `capacity` tokens.
     ///
     /// # Panics
-    /// For a packed format where there are no latents, which [`Decoder::set_cache_format`](crate::Decoder::set_cache_format)
-    /// and checkpoints refuse.
+    /// For a packed format where there are no latents, or a residual window where the format is not packed, which
+    /// [`Decoder`](crate::Decoder) and checkpoints refuse.
     pub fn new_cache(&self, capacity: usize) -> LayerCache {
         match &self.latent {
             None => LayerCache::Dense(DenseCache::new(capacity, self.cache_format)),
-            Some(latent) => LayerCache::Latent(LatentCache::new(
-                &latent.ranks(),
-                self.cache_format,
-                capacity,
-            )),
+            Some(latent) => {
+                let cache = LatentCache::new(&latent.ranks(), self.cache_format, capacity);
+                LayerCache::Latent(cache.with_residual_window(self.residual_window))
+            }
         }
     }
 }

@@ -125,6 +125,25 @@ impl Decoder {
         format.check(latents)?;
         for layer in &mut self.layers {
             layer.attention.cache_format = format;
+            if !format.is_packed() {
+                layer.attention.residual_window = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes packed caches keep the last `tokens` in f16 too, from the next one on; so does a pass without a cache. Queries
+    /// read them in place of the codes, and up to 255 tokens more: which ones depends on the query's position alone. A format
+    /// that is not packed ends it.
+    ///
+    /// # Errors
+    /// [`Error::ResidualWindow`] where the format is not packed, unless `tokens` is 0.
+    pub fn set_residual_window(&mut self, tokens: usize) -> Result<()> {
+        for layer in &self.layers {
+            layer.attention.cache_format.check_window(tokens)?;
+        }
+        for layer in &mut self.layers {
+            layer.attention.residual_window = tokens;
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 pub use attention::latent::ValueForm;
-pub(crate) use attention::latent::{Expansion, LateExpansion, Stored, Values, WeightForm};
+pub(crate) use attention::latent::{Expansion, LateExpansion, Recent, Stored, Values, WeightForm};
 pub use backward::{
     attention_backward, cross_entropy, rms_norm_backward, rotate_backward, swiglu_backward,
 };
@@ -299,6 +299,8 @@ pub(crate) struct LatentParts<'a> {
     pub keys: &'a [Expansion],
     /// The values' expansions; their slices are the keys' where latents are `joint`, else those behind.
     pub values: Values<'a>,
+    /// The residual window's latents and expansions.
+    pub recent: Option<Recent<'a>>,
     pub joint: bool,
     pub rotary: &'a KeyRotary,
     /// The keys' norm per head: gamma `[head_dim]` and epsilon.
@@ -345,6 +347,7 @@ pub(crate) fn latent_attention(
             latents: parts.latents,
             keys: parts.keys,
             values: parts.values,
+            recent: parts.recent,
             joint: parts.joint,
             rotary: parts.rotary,
             k_norm: gamma

@@ -41,13 +41,22 @@ impl ProjectionGroup {
 
     /// Applies every member to the same `[..., in]` input; outputs are in the members' order.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Vec<Tensor<D>> {
-        let input = match &self.basis {
+        self.expand(self.latents(input))
+    }
+
+    /// What the members read of the site's input: the latent `[..., rank]` of the basis they share, else the input itself.
+    pub fn latents<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        match &self.basis {
             Some(basis) => basis.forward(input),
             None => input,
-        };
-        self.members
-            .iter()
-            .map(|member| member.forward(input.clone()))
+        }
+    }
+
+    /// Applies every member to what [`ProjectionGroup::latents`] gave.
+    pub fn expand<const D: usize>(&self, latents: Tensor<D>) -> Vec<Tensor<D>> {
+        let members = self.members.iter();
+        members
+            .map(|member| member.forward(latents.clone()))
             .collect()
     }
 

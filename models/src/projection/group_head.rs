@@ -11,15 +11,17 @@ use burn::tensor::{Bool, DType, Tensor};
 use super::Matrix;
 use super::expansions::Expansions;
 use crate::cache::LatentCache;
+use crate::cache::window::RECENT;
 use crate::decoder::{RotaryTable, norm};
-use crate::ops::{self, LatentParts, ValueForm};
+use crate::ops::{self, LatentParts, Recent, ValueForm};
 
 /// The key and value projections of a layer as latents and expansions.
 #[derive(Module, Debug)]
 pub struct GroupHeads {
     /// All latents, one slice after another: `[in]` to `[Σ rank]`, without bias. The slices are those of the key groups and
-    /// then those of the value groups; where they are joint, one for each group.
-    pub basis: Matrix,
+    /// then those of the value groups; where they are joint, one for each group. None where the one latent is that of the basis
+    /// which query, key and value share: the queries' group has it.
+    pub basis: Option<Matrix>,
     /// Keys of each group of consecutive heads: `[rank]` to `[heads * head_dim]`, with the dense map's biases.
     pub keys: Vec<Matrix>,
     /// Values, likewise.
@@ -39,14 +41,15 @@ impl GroupHeads {
     /// When the ranks of the expansions do not add up to the basis' outputs, or those of a joint latent differ.
     pub fn new(basis: Matrix, keys: Vec<Matrix>, values: Vec<Matrix>, joint: bool) -> Self {
         let heads = GroupHeads {
-            basis,
+            basis: Some(basis),
             keys,
             values,
             joint,
             prepared: Expansions::default(),
         };
         let total: usize = heads.ranks().iter().sum();
-        assert_eq!(total, heads.rank(), "latents and expansions");
+        let rows = heads.basis.as_ref().map(|basis| basis.shape().0);
+        assert_eq!(Some(total), rows, "latents and expansions");
         if joint {
             let ranks = |parts: &[Matrix]| parts.iter().map(|m| m.shape().1).collect::<Vec<_>>();
             assert_eq!(ranks(&heads.keys), ranks(&heads.values), "a joint latent");
@@ -54,9 +57,25 @@ impl GroupHeads {
         heads
     }
 
+    /// Keys and values of all heads, rebuilt from the latent of the basis that they share with the queries (SkipCat's Cat, Multi-head
+    /// Latent Attention's form): `[rank]` to `[kv_heads * head_dim]` each.
+    ///
+    /// # Panics
+    /// When they are not of one rank.
+    pub fn of_shared_basis(keys: Matrix, values: Matrix) -> Self {
+        assert_eq!(keys.shape().1, values.shape().1, "a shared basis");
+        GroupHeads {
+            basis: None,
+            keys: vec![keys],
+            values: vec![values],
+            joint: true,
+            prepared: Expansions::default(),
+        }
+    }
+
     /// Latent values of a token.
     pub fn rank(&self) -> usize {
-        self.basis.shape().0
+        self.ranks().iter().sum()
     }
 
     /// The ranks of the latents' slices, in their order.
@@ -69,13 +88,13 @@ impl GroupHeads {
     /// Stored scalars; biases not counted.
     pub fn scalars(&self) -> u64 {
         let parts = self.keys.iter().chain(&self.values);
-        let shapes = std::iter::once(&self.basis).chain(parts).map(Matrix::shape);
+        let shapes = self.basis.iter().chain(parts).map(Matrix::shape);
         shapes.map(|(out, input)| (out * input) as u64).sum()
     }
 
-    /// What the cache stores of `[..., in]`: `[..., Σ rank]`.
-    pub fn latents<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        self.basis.forward(input)
+    /// What the cache stores of `[..., in]`: `[..., Σ rank]`. None where it is a shared basis' latent.
+    pub fn latents<const D: usize>(&self, input: Tensor<D>) -> Option<Tensor<D>> {
+        self.basis.as_ref().map(|basis| basis.forward(input))
     }
 
     /// Keys (before norm and rotation) and values `[rows, kv_heads * head_dim]` of latents `[rows, Σ rank]`.
@@ -122,7 +141,8 @@ impl GroupHeads {
     /// first call: expansions are not to be changed afterwards, but in a clone.
     ///
     /// # Panics
-    /// When the cache is empty, or of another layer.
+    /// When the cache is empty, or of another layer; when it has a residual window and the queries are of tokens before those
+    /// of its last [`LatentCache::append`].
     pub fn attend_as(
         &self,
         q: Tensor<4>,
@@ -144,10 +164,22 @@ impl GroupHeads {
             });
             ValueForm::of(tokens, heads, head_dim, format, &ranks.collect::<Vec<_>>())
         });
+        let keys = |format| self.prepared.keys(&self.keys, head_dim, format);
+        let values = |format| {
+            let prepared = &self.prepared;
+            prepared.values(&self.values, head_dim, format, form)
+        };
+        let recent = cache.recent().map(|(window, latents)| Recent {
+            window,
+            latents,
+            keys: keys(RECENT),
+            values: values(RECENT),
+        });
         let parts = LatentParts {
             latents: cache.latents(),
-            keys: self.prepared.keys(&self.keys, head_dim, format),
-            values: self.prepared.values(&self.values, head_dim, format, form),
+            keys: keys(format),
+            values: values(format),
+            recent,
             joint: self.joint,
             rotary: rotary.keys(),
             k_norm: k_norm.map(|norm| (norm.gamma.val(), norm.epsilon)),
@@ -169,8 +201,44 @@ impl GroupHeads {
         rotary: &RotaryTable,
         mask: Option<Tensor<2, Bool>>,
     ) -> Tensor<4> {
+        let [_, tokens, _, _] = q.dims();
+        let past = cache.length() - tokens;
+        let Some(window) = cache.window() else {
+            return self.attend_rebuilt(q, cache.values(), k_norm, rotary, mask);
+        };
+        let mut parts = Vec::new();
+        let mut first = 0;
+        // Queries that read the same tokens packed go together.
+        while first < tokens {
+            let end = tokens.min(window.until(past + first) - past);
+            let latents = cache.values_at(past + first);
+            parts.push(match &mask {
+                // A mask is of all new tokens.
+                Some(mask) => self
+                    .attend_rebuilt(q.clone(), latents, k_norm, rotary, Some(mask.clone()))
+                    .narrow(1, first, end - first),
+                None => {
+                    let seen = latents.map(|latents| latents.narrow(1, 0, past + end));
+                    let q = q.clone().narrow(1, first, end - first);
+                    self.attend_rebuilt(q, seen, k_norm, rotary, None)
+                }
+            });
+            first = end;
+        }
+        Tensor::cat(parts, 1)
+    }
+
+    /// Attention over keys and values in full, of latents `[batch, tokens, Σ rank]`.
+    fn attend_rebuilt(
+        &self,
+        q: Tensor<4>,
+        latents: Option<Tensor<3>>,
+        k_norm: Option<&RmsNorm>,
+        rotary: &RotaryTable,
+        mask: Option<Tensor<2, Bool>>,
+    ) -> Tensor<4> {
         let [batch, _, _, head_dim] = q.dims();
-        let latents = cache.values().expect("the queries' own tokens were added");
+        let latents = latents.expect("the queries' own tokens were added");
         let [_, tokens, rank] = latents.dims();
         let (k, v) = self.rebuild(latents.reshape([batch * tokens, rank]));
         let heads = |x: Tensor<2>| {
@@ -185,9 +253,15 @@ impl GroupHeads {
         ops::attention(q, k, heads(v).swap_dims(1, 2), tokens, mask)
     }
 
-    /// The dense maps of keys and values, of weight `[in, out]`, in f32.
+    /// The dense maps of keys and values, of weight `[in, out]`, in f32: of the latents, where the basis is a shared one.
     pub fn to_dense(&self) -> (Linear, Linear) {
-        let basis = self.basis.to_dense().weight.val().cast(DType::F32);
+        let basis = match &self.basis {
+            Some(basis) => basis.to_dense().weight.val().cast(DType::F32),
+            None => {
+                let first = self.keys[0].to_dense().weight.val();
+                Tensor::eye(self.rank(), &first.device())
+            }
+        };
         let [input, _] = basis.dims();
         let weight = |parts: &[Matrix], mut start: usize| {
             let parts: Vec<_> = parts.iter().map(Matrix::to_dense).collect();

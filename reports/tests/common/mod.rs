@@ -69,6 +69,8 @@ pub fn evaluation(
         dtype: "f32".to_owned(),
         cache: None,
         kv_bytes_per_token: None,
+        residual_window: 0,
+        residual_window_bytes: 0,
         command: format!(
             "cinder eval ppl runs/{slug} --text wiki.test.raw --window 2048 --windows 16 --json"
         ),

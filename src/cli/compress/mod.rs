@@ -187,6 +187,7 @@ pub fn outcome_json(outcome: &Outcome) -> Value {
         "keep_ratio": m.keep_ratio,
         "kv_keep_ratio": m.kv_keep_ratio(),
         "cache_format": m.cache_format,
+        "residual_window": m.residual_window,
         "projection_scalars_before": m.projection_scalars_before,
         "projection_scalars_after": m.projection_scalars_after,
         "bytes_before": m.bytes_before,
@@ -229,6 +230,10 @@ fn outcome_text(outcome: &Outcome) -> String {
     );
     if let (Some(kept), Some(format)) = (m.kv_keep_ratio(), m.cache_format) {
         text += &format!("\nKV cache: latents of {kept:.4} of its numbers, stored as {format}");
+        if m.residual_window > 0 {
+            let tokens = m.residual_window;
+            text += &format!("; the last {tokens} tokens as f16 too");
+        }
     }
     if m.source.stored_as.contains('Q') {
         text += &format!(

@@ -8,6 +8,7 @@ mod apply;
 mod install;
 mod plan;
 
+use cinder_models::cache::CacheFormat;
 use cinder_models::checkpoint::SiteRecord;
 use cinder_models::{DecoderLayer, ModelConfig, Site};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -88,6 +89,8 @@ pub(super) struct Factorization {
     pub ranks: Ranks,
     pub neuron_step: usize,
     pub neuron_sizes: usize,
+    /// How the cache stores the latent of query, key and value; none where it keeps keys and values.
+    pub cache: Option<CacheFormat>,
 }
 
 impl Default for Factorization {
@@ -106,6 +109,7 @@ impl Default for Factorization {
             ranks: Ranks::ALL,
             neuron_step: 16,
             neuron_sizes: 12,
+            cache: None,
         }
     }
 }
@@ -192,6 +196,14 @@ impl Pass for Factorization {
 
     fn leave(&mut self, projections: &[&'static str]) {
         self.left.extend(projections);
+    }
+
+    fn cache_format(&self) -> Option<CacheFormat> {
+        self.cache
+    }
+
+    fn caches_shared_basis(&self) -> bool {
+        self.cache.is_some()
     }
 
     fn budget(&self, config: &ModelConfig) -> u64 {

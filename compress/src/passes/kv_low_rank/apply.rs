@@ -47,6 +47,7 @@ pub(super) fn apply(
     let heads = own.numerical(install(settings, dense, &solved))?;
     block.attention.latent = Some(heads);
     block.attention.cache_format = settings.cache;
+    block.attention.residual_window = settings.residual_window;
     block.attention.qkv.members.truncate(KEYS);
     let records = [KEYS, VALUES].map(|member| SiteRecord {
         layer: plan.layer,

@@ -288,6 +288,10 @@ fn settings_that_make_no_sense_are_refused() {
         ("keep = 0.0", "`keep` is 0"),
         ("keep = 0.5\nrank_step = 0", "`rank_step` is 0"),
         ("keep = 0.5\ntwo_sided = false", "needs `two_sided = true`"),
+        (
+            "keep = 0.5\ncache = 'f16'\nresidual_window = 64",
+            "`residual_window` is 64, which is for packed caches (`cache` = \"q8\", \"q4\", \"q3\" or \"q2\"), and `cache` is \"f16\"",
+        ),
     ] {
         let settings: KvLowRankSettings = toml::from_str(toml).expect("parses");
         let error = settings.checked().expect_err(toml);
@@ -300,4 +304,7 @@ fn settings_that_make_no_sense_are_refused() {
     let error = low.plan(&[analysis]).expect_err("too small").to_string();
     assert!(error.contains("at least 0.2500"), "{error}");
     assert_eq!(low.cache_format(), Some(CacheFormat::F32));
+    assert_eq!(low.residual_window(), 0);
+    let windowed = settings("keep = 0.5\ncache = 'q3'\nresidual_window = 128");
+    assert_eq!(windowed.residual_window(), 128);
 }

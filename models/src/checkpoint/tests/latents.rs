@@ -165,6 +165,84 @@ fn a_packed_cache_is_for_latents_alone() {
     );
 }
 
+#[test]
+fn a_declared_window_is_kept_beside_codes() {
+    let (_folder, path) = model(Some(CacheFormat::Q4));
+    let file = path.join(MANIFEST_FILE);
+    let declare = |format: &str| {
+        let manifest = fs_err::read_to_string(&file).expect("reads");
+        assert!(!manifest.contains("residual_window"));
+        let with = format!("\"cache_format\": \"{format}\", \"residual_window\": 20");
+        let manifest = manifest.replacen("\"cache_format\": \"q4\"", &with, 1);
+        fs_err::write(&file, &manifest).expect("writes");
+    };
+    let undeclared = fs_err::read_to_string(&file).expect("reads");
+    declare("q4");
+    let checkpoint = open(&path);
+    assert_eq!(checkpoint.residual_window(), 20);
+    // 20 + 255 tokens in panels of 16, of 19 and 9 halves.
+    let bytes = checkpoint.residual_window_bytes(20);
+    assert_eq!(bytes, 288 * 2 * (19 + 9));
+    assert_eq!(checkpoint.residual_window_bytes(0), 0);
+    let mut decoder = load(&path, Precision::F32);
+    let ids = [vec![1, 2, 3]];
+    let taken = |decoder: &Decoder| {
+        let mut cache = decoder.new_cache(256);
+        decoder.hidden(&ids, Some(&mut cache)).expect("fits");
+        cache.bytes()
+    };
+    let windowed = taken(&decoder);
+    decoder.set_cache_format(CacheFormat::Q8).expect("latents");
+    assert_eq!(decoder.layers[0].attention.residual_window, 20);
+    decoder.set_cache_format(CacheFormat::F16).expect("latents");
+    let error = decoder.set_residual_window(20).expect_err("no codes");
+    let text = "a residual window of 20 tokens is for packed latents, and the cache is f16";
+    assert_eq!(error.to_string(), text);
+    assert!(error.hint().is_some_and(|hint| hint.contains("q4")));
+    decoder.set_residual_window(0).expect("none");
+    decoder.set_cache_format(CacheFormat::Q4).expect("latents");
+    // Room for the 256 tokens that were asked for.
+    assert_eq!(windowed - taken(&decoder), 256 * 2 * (19 + 9));
+    fs_err::write(&file, undeclared).expect("writes");
+    declare("f16");
+    let refused = Checkpoint::open(&path).err().expect("refused");
+    assert_eq!(refused.to_string(), text);
+}
+
+/// Logits of a prompt are those of its tokens one by one, through a window that they leave.
+#[test]
+fn a_window_gives_the_same_logits_however_tokens_come() {
+    // Where codes are coarser, one that tips over in the second layer is more than rounding.
+    let (_folder, path) = model(Some(CacheFormat::Q8));
+    let mut decoder = load(&path, Precision::F32);
+    decoder.allow_context(400);
+    let mut previous: Option<Vec<f32>> = None;
+    for window in [0, 16] {
+        decoder.set_residual_window(window).expect("codes");
+        let expected = long_logits(&decoder, 300);
+        for size in [1, 7, 200] {
+            let off = distance(&long_logits(&decoder, size), &expected);
+            assert!(off < 1e-4, "{size} tokens at a time are off by {off}");
+        }
+        if let Some(previous) = previous {
+            assert!(distance(&previous, &expected) > 1e-5, "it is in use");
+        }
+        previous = Some(expected);
+    }
+}
+
+/// Logits behind 300 tokens, `size` at a time.
+fn long_logits(decoder: &Decoder, size: usize) -> Vec<f32> {
+    let ids: Vec<u32> = (0..300).map(|i| (i * 7 + i / 5) % 60 + 1).collect();
+    let (mut cache, mut all) = (decoder.new_cache(0), Vec::new());
+    for part in ids.chunks(size) {
+        let hidden = decoder.hidden(&[part.to_vec()], Some(&mut cache));
+        let logits = decoder.logits(hidden.expect("fits")).into_data();
+        all.extend(logits.try_into_vec::<f32>().expect("f32"));
+    }
+    all
+}
+
 /// What opening and loading the model says after an edit.
 fn failure(edit: impl FnOnce(&mut Vec<Stored>)) -> String {
     let (_folder, path) = model(None);

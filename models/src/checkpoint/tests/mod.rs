@@ -130,6 +130,8 @@ fn manifest(dtype: StoredDtype, scalars: u64, bytes: u64) -> Manifest {
         bytes_before: 0,
         bytes_after: bytes,
         cache_format: None,
+        caches_shared_basis: false,
+        residual_window: 0,
         fallbacks: 0,
         sites: Vec::new(),
         files: Vec::new(),

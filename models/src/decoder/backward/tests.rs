@@ -74,6 +74,7 @@ fn layer(kind: &Kind) -> DecoderLayer {
             k_norm: per_head(),
             head_dim: HEAD_DIM,
             cache_format: CacheFormat::F32,
+            residual_window: 0,
         },
         post_attention_norm: rms_norm(WIDTH),
         feed_forward: FeedForward {

@@ -4,9 +4,12 @@
 //! merged in order. The rows of all heads walk together, so that a tile of latents is unpacked once for all that read it;
 //! keys are rebuilt from it (codes multiply whole numbers, scale and minimum follow), normed and turned to their positions.
 //! Values are either rebuilt likewise, or latents are summed in their place and expanded once for each query and head (Palu,
-//! Chang et al. 2024, arXiv 2407.21118, §3.2; by linearity the same).
+//! Chang et al. 2024, arXiv 2407.21118, §3.2; by linearity the same). With a residual window, the late runs of each query are
+//! read from other latents than the early ones.
 
 mod expansion;
+mod merge;
+mod recent;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -21,9 +24,11 @@ use crate::cache::{CacheFormat, Latents};
 use crate::decoder::KeyRotary;
 use crate::ops::parallel::{self, Parts};
 use crate::ops::simd::{LANES, Level};
-use walk::{Merge, Work};
+use merge::Merge;
+use walk::Work;
 
 pub(crate) use expansion::{Expansion, LateExpansion, Stored, WeightForm};
+pub(crate) use recent::Recent;
 
 /// Rows (queries of all heads) that share a walk over the latents: many, since each walk rebuilds the keys.
 const ROWS: usize = 512;
@@ -87,6 +92,8 @@ pub(crate) struct LatentAttention<'a> {
     /// The keys' expansions, group by group; their slices are the first.
     pub keys: &'a [Expansion],
     pub values: Values<'a>,
+    /// What late runs are read from; all are where there is none.
+    pub recent: Option<Recent<'a>>,
     /// Whether the values' slices are the keys'.
     pub joint: bool,
     pub rotary: &'a KeyRotary,
@@ -105,6 +112,31 @@ impl LatentAttention<'_> {
             kv_heads,
             head_dim,
             keys,
+        } = self.sizes;
+        assert_eq!(self.q.len(), batch * tokens * heads * head_dim, "queries");
+        assert_eq!(out.len(), self.q.len(), "output");
+        assert!(heads % kv_heads == 0 && keys >= tokens, "{:?}", self.sizes);
+        assert!(self.mask.is_none_or(|m| m.len() == tokens * tokens), "mask");
+        assert!(
+            self.k_norm.is_none_or(|(gamma, _)| gamma.len() == head_dim),
+            "norm"
+        );
+        self.check_latents();
+        assert_eq!(self.latents.first, 0, "latents of all tokens");
+        if let Some(recent) = self.recent {
+            self.check_recent(recent);
+            self.late().check_latents();
+        }
+    }
+
+    /// That latents and expansions fit each other.
+    fn check_latents(&self) {
+        let Sizes {
+            batch,
+            kv_heads,
+            head_dim,
+            keys,
+            ..
         } = self.sizes;
         let layout = self.latents.layout;
         let form = WeightForm::of(layout.format);
@@ -131,20 +163,13 @@ impl LatentAttention<'_> {
             "groups of keys"
         );
         assert_eq!(of_values, Some(kv_heads), "groups of values");
-        assert_eq!(self.q.len(), batch * tokens * heads * head_dim, "queries");
-        assert_eq!(out.len(), self.q.len(), "output");
-        assert!(heads % kv_heads == 0 && keys >= tokens, "{:?}", self.sizes);
-        assert!(self.mask.is_none_or(|m| m.len() == tokens * tokens), "mask");
-        assert!(
-            self.k_norm.is_none_or(|(gamma, _)| gamma.len() == head_dim),
-            "norm"
-        );
         assert_eq!(
             (self.latents.batch, self.latents.length),
             (batch, keys),
             "latents"
         );
-        let bytes = keys.div_ceil(LANES) * batch * layout.bytes;
+        let panels = (keys - self.latents.first).div_ceil(LANES);
+        let bytes = panels * batch * layout.bytes;
         assert!(bytes <= self.latents.panels.len(), "memory of the latents");
     }
 
@@ -174,25 +199,22 @@ impl LatentAttention<'_> {
         }
         self.check(out);
         let Sizes {
-            batch,
-            tokens,
-            heads,
-            keys,
-            ..
+            batch, heads, keys, ..
         } = self.sizes;
-        let positions = (ROWS / heads).clamp(1, tokens);
-        let blocks = tokens.div_ceil(positions);
+        let all = self.blocks();
+        let blocks = all.len();
         let runs = keys.div_ceil(RUN);
         let units = batch * blocks;
         let out = Parts::new(out);
         let work = |unit: usize, runs: Range<usize>, partial: *mut f32| {
-            let first = unit % blocks * positions;
+            let block = &all[unit % blocks];
             Work {
                 of: *self,
                 out: out.pointer(),
                 sequence: unit / blocks,
-                first,
-                positions: positions.min(tokens - first),
+                first: block.start,
+                positions: block.len(),
+                early: self.early_runs(block.start),
                 runs,
                 partial,
             }
@@ -206,6 +228,7 @@ impl LatentAttention<'_> {
             });
             return;
         }
+        let positions = all.iter().map(Range::len).max().unwrap_or(0);
         let size = positions * heads * (self.width() + 2);
         let mut partial = vec![0.0; units * runs * size];
         let places = Parts::new(&mut partial);

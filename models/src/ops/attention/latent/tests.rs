@@ -1,5 +1,7 @@
 //! The kernel against plain operations on what the cache holds, against itself, and on every instruction set.
 
+mod recent;
+
 use std::path::Path;
 
 use burn::module::Param;
@@ -262,9 +264,12 @@ proptest! {
     #[test]
     fn every_level_is_the_scalar_twin(
         shape in shapes(), format in formats(), tokens in 1usize..10, past in 0usize..400, summed: bool,
+        window in prop::sample::select(vec![0usize, 1, 100]),
     ) {
         let layer = shape.layer(format);
-        let cache = layer.cache(&layer.latents(1, past + tokens));
+        let window = if format.is_packed() { window } else { 0 };
+        let mut cache = LatentCache::new(&layer.parts.ranks(), format, 0).with_residual_window(window);
+        cache.append(layer.latents(1, past + tokens));
         let q = values(layer.queries(1, tokens));
         let table = layer.table(past, tokens);
         let numbers = |parts: &[Matrix]| -> Vec<(Vec<f32>, Option<Vec<f32>>)> {
@@ -275,7 +280,7 @@ proptest! {
             each.collect()
         };
         let head_dim = layer.shape.head_dim;
-        let groups = |parts: &[(Vec<f32>, Option<Vec<f32>>)], groups: &[(usize, usize)], keys: bool| {
+        let groups = |parts: &[(Vec<f32>, Option<Vec<f32>>)], groups: &[(usize, usize)], keys: bool, format| {
             let each = parts.iter().zip(groups).map(|((weight, bias), (_, rank))| {
                 let stored = Stored { rank: *rank, weight, bias: bias.as_deref(), head_dim };
                 let form = WeightForm::of(format);
@@ -284,8 +289,11 @@ proptest! {
             });
             each.unzip::<_, _, Vec<_>, Vec<_>>()
         };
-        let (keys, _) = groups(&numbers(&layer.parts.keys), &layer.shape.keys, true);
-        let (rebuilt, late) = groups(&numbers(&layer.parts.values), &layer.shape.values, false);
+        let of_keys = |format| groups(&numbers(&layer.parts.keys), &layer.shape.keys, true, format).0;
+        let of_values = |format| groups(&numbers(&layer.parts.values), &layer.shape.values, false, format);
+        let (keys, recent_keys) = (of_keys(format), of_keys(CacheFormat::F16));
+        let ((rebuilt, late), (recent_values, _)) = (of_values(format), of_values(CacheFormat::F16));
+        let form = |rebuilt| if summed { Values::Summed(&late) } else { Values::Rebuilt(rebuilt) };
         let gamma = layer.norm.as_ref().map(|norm| values(norm.gamma.val()));
         let run = |level: Level| {
             let mut out = vec![0.0; q.len()];
@@ -295,7 +303,10 @@ proptest! {
                     kv_heads: layer.shape.heads() / layer.shape.group,
                 },
                 q: &q, latents: cache.latents(), keys: &keys,
-                values: if summed { Values::Summed(&late) } else { Values::Rebuilt(&rebuilt) },
+                values: form(&rebuilt[..]),
+                recent: cache.recent().map(|(window, latents)| Recent {
+                    window, latents, keys: &recent_keys, values: form(&recent_values[..]),
+                }),
                 joint: layer.shape.joint, rotary: table.keys(),
                 k_norm: gamma.as_ref().map(|gamma| (&gamma[..], 1e-3)), mask: None,
             };

@@ -22,21 +22,35 @@ pub(super) struct Tile {
 /// A slice of one sequence in a cache.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
-    pub latents: Latents<'a>,
     pub slice: Slice,
-    pub sequence: usize,
+    latents: Latents<'a>,
+    /// Where the slice would start in the panel of the first token of all, were it held.
+    start: *const u8,
+    /// Bytes from there to the next panel's.
+    step: usize,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    pub fn new(latents: Latents<'a>, slice: usize, sequence: usize) -> Self {
+        let (slice, bytes) = (latents.layout.slices[slice], latents.layout.bytes);
+        let step = latents.batch * bytes;
+        let start = latents.panels.as_ptr();
+        let start = start.wrapping_add(sequence * bytes + slice.offset);
+        Source {
+            slice,
+            latents,
+            start: start.wrapping_sub(latents.first / PANEL * step),
+            step,
+        }
+    }
+
     pub fn format(&self) -> CacheFormat {
         self.latents.layout.format
     }
 
     /// Where the slice starts in a panel.
     pub fn panel(&self, panel: usize) -> *const u8 {
-        let record = panel * self.latents.batch + self.sequence;
-        let at = record * self.latents.layout.bytes + self.slice.offset;
-        self.latents.panels.as_ptr().wrapping_add(at)
+        self.start.wrapping_add(panel * self.step)
     }
 
     /// Scales and minimums of the first `count` ≤ 16 tokens of a panel of codes, zeros behind them.

@@ -17,6 +17,8 @@ pub(super) struct Work<'a> {
     /// The first position.
     pub first: usize,
     pub positions: usize,
+    /// Runs from the first of all that are read from `of`; those behind it are its window's.
+    pub early: usize,
     pub runs: Range<usize>,
     /// Where one run's state goes, or null when `out` gets the result.
     pub partial: *mut f32,
@@ -46,7 +48,7 @@ impl Work<'_> {
     }
 
     /// Rows: key heads turn slowest, then positions.
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.positions * self.of.sizes.heads
     }
 
@@ -62,21 +64,17 @@ impl Work<'_> {
         (token * sizes.heads + head) * sizes.head_dim
     }
 
-    fn past(&self) -> usize {
-        self.of.sizes.keys - self.of.sizes.tokens
-    }
-
     /// How many keys the positions of this work can see.
-    fn reach(&self) -> usize {
+    pub(super) fn reach(&self) -> usize {
         match self.of.mask {
             Some(_) => self.of.sizes.keys,
-            None => self.past() + self.first + self.positions,
+            None => self.of.past() + self.first + self.positions,
         }
     }
 
     /// Whether a row sees a key.
     fn sees(&self, row: usize, key: usize) -> bool {
-        let (past, position) = (self.past(), self.position(row));
+        let (past, position) = (self.of.past(), self.position(row));
         match self.of.mask {
             _ if key < past => true,
             Some(mask) => mask[position * self.of.sizes.tokens + key - past] != 0,
@@ -87,17 +85,13 @@ impl Work<'_> {
     /// The first key that some row here may not see.
     fn hidden_from(&self) -> usize {
         match self.of.mask {
-            Some(_) => self.past(),
-            None => self.past() + self.first + 1,
+            Some(_) => self.of.past(),
+            None => self.of.past() + self.first + 1,
         }
     }
 
     fn source(&self, slice: usize) -> Source<'_> {
-        Source {
-            latents: self.of.latents,
-            slice: self.of.latents.layout.slices[slice],
-            sequence: self.sequence,
-        }
+        Source::new(self.of.latents, slice, self.sequence)
     }
 
     /// The queries, scaled: by `1/√head_dim`, and by the scales of the channels that they meet, unless a norm comes between.
@@ -127,22 +121,46 @@ impl Kernel for Work<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: passed on to the caller.
+        let mut total = None;
+        let late = self.early.clamp(self.runs.start, self.runs.end);
+        let parts = [
+            (self.of, self.runs.start..late),
+            (self.of.late(), late..self.runs.end),
+        ];
+        // SAFETY: passed on to the caller; a partial state has places for all that a state holds.
         unsafe {
-            match WeightForm::of(self.of.latents.layout.format).parts() {
-                0 => self.walk::<S, 0>(),
-                1 => self.walk::<S, 1>(),
-                _ => self.walk::<S, 2>(),
+            for (of, runs) in parts {
+                let part = Work { of, runs, ..self };
+                match WeightForm::of(of.latents.layout.format).parts() {
+                    0 => part.walk::<S, 0>(&mut total),
+                    1 => part.walk::<S, 1>(&mut total),
+                    _ => part.walk::<S, 2>(&mut total),
+                }
+            }
+            let (rows, width) = (self.rows(), self.of.width());
+            let total = total.unwrap_or_else(|| State::new(rows, width));
+            if self.partial.is_null() {
+                return self.finish::<S>(&total);
+            }
+            let places = [0, rows * width, rows * width + rows];
+            let parts = [&total.sums, &total.weights, &total.largest];
+            for (place, part) in places.into_iter().zip(parts) {
+                let to = self.partial.add(place);
+                std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
             }
         }
     }
 }
 
 impl Work<'_> {
+    /// Adds the runs, all of which are read from `of`, to those before them.
     #[inline(always)]
-    unsafe fn walk<S: Simd, const PARTS: usize>(&self) {
+    unsafe fn walk<S: Simd, const PARTS: usize>(&self, total: &mut Option<State>) {
         let d = self.of.sizes.head_dim;
         let (rows, width, reach) = (self.rows(), self.of.width(), self.reach());
+        if self.runs.is_empty() || self.runs.start * RUN >= reach {
+            return;
+        }
         let layout = self.of.latents.layout;
         let rank = layout.slices.iter().map(|s| s.rank).max().unwrap_or(0);
         let mut scratch = Scratch {
@@ -155,7 +173,6 @@ impl Work<'_> {
             },
             scores: vec![0.0; rows * RUN],
         };
-        let mut total = State::new(rows, width);
         // SAFETY: `LatentAttention::check` has compared the lengths.
         unsafe {
             self.fetch::<S>(self.runs.start * RUN);
@@ -177,20 +194,29 @@ impl Work<'_> {
                     soften::<S>(scores, tiles, rows * TILE, row, &mut state);
                 }
                 self.add_values::<S, PARTS>(start, end, &mut state, &mut scratch);
-                match run == self.runs.start {
-                    true => total = state,
-                    false => merge::<S>(&mut total, &state, width),
+                if self.of.recent.is_some() {
+                    self.scale_sums(&mut state);
+                }
+                match total {
+                    None => *total = Some(state),
+                    Some(total) => merge::<S>(total, &state, width),
                 }
             }
-            match self.partial.is_null() {
-                true => self.finish::<S>(&total),
-                false => {
-                    let places = [0, rows * width, rows * width + rows];
-                    let parts = [&total.sums, &total.weights, &total.largest];
-                    for (place, part) in places.into_iter().zip(parts) {
-                        let to = self.partial.add(place);
-                        std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
-                    }
+        }
+    }
+
+    /// Multiplies sums of rebuilt values by the scales of their channels: those of a window's latents have others.
+    fn scale_sums(&self, state: &mut State) {
+        let Values::Rebuilt(groups) = self.of.values else {
+            return;
+        };
+        let (d, width) = (self.of.sizes.head_dim, self.of.width());
+        let heads = groups.iter().flat_map(|g| g.scales.chunks_exact(d));
+        let of_heads = state.sums.chunks_exact_mut(self.head_rows() * width);
+        for (scales, rows) in heads.zip(of_heads) {
+            for sums in rows.chunks_exact_mut(width) {
+                for (sum, scale) in sums.iter_mut().zip(scales) {
+                    *sum *= scale;
                 }
             }
         }
@@ -201,7 +227,8 @@ impl Work<'_> {
     unsafe fn fetch<S: Simd>(&self, tile: usize) {
         let latents = self.of.latents;
         let bytes = latents.layout.bytes;
-        for panel in tile / LANES..(tile + TILE) / LANES {
+        let held = tile - latents.first;
+        for panel in held / LANES..(held + TILE) / LANES {
             let start = (panel * latents.batch + self.sequence) * bytes;
             for at in (start..start + bytes).step_by(64) {
                 // SAFETY: asking for memory that is not there does nothing.
@@ -336,11 +363,13 @@ impl Work<'_> {
 
     /// Divides by the sums of weights, expands what was summed as latents, and writes the result.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, state: &State) {
+    pub(super) unsafe fn finish<S: Simd>(&self, state: &State) {
         let (d, width, head_rows) = (self.of.sizes.head_dim, self.of.width(), self.head_rows());
+        // Where there is a window, sums of values are over its scales.
+        let values = self.of.late().values;
         let mut expanded = vec![0.0; padded(d)];
         let mut row = 0;
-        let heads = match self.of.values {
+        let heads = match values {
             Values::Rebuilt(groups) => groups.iter().map(|g| g.heads).collect::<Vec<_>>(),
             Values::Summed(groups) => groups.iter().map(|g| g.heads).collect(),
         };
@@ -353,7 +382,7 @@ impl Work<'_> {
                     let to = unsafe {
                         std::slice::from_raw_parts_mut(self.out.add(self.row_at(row)), d)
                     };
-                    match self.of.values {
+                    match values {
                         Values::Rebuilt(groups) => {
                             let (scales, bias) = (&groups[group].scales, &groups[group].bias);
                             for j in 0..d {
@@ -421,40 +450,5 @@ unsafe fn soften<S: Simd>(
         }
         state.weights[row] = S::sum(sum);
         state.largest[row] = largest;
-    }
-}
-
-/// Merges the runs that [`Work`] left in `work.partial`, `size` apart.
-pub(super) struct Merge<'a> {
-    pub work: Work<'a>,
-    pub size: usize,
-}
-
-impl Kernel for Merge<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let (rows, width) = (self.work.rows(), self.work.of.width());
-        // Runs beyond what the queries see were left empty.
-        let runs = self.work.reach().div_ceil(RUN);
-        // SAFETY: each run's place has the sums, weights and largest scores of the rows.
-        unsafe {
-            let state = |run: usize| {
-                let at = self.work.partial.add(run * self.size);
-                let part =
-                    |from: usize, n: usize| std::slice::from_raw_parts(at.add(from), n).to_vec();
-                State {
-                    sums: part(0, rows * width),
-                    weights: part(rows * width, rows),
-                    largest: part(rows * width + rows, rows),
-                }
-            };
-            let mut total = state(0);
-            for run in 1..runs {
-                merge::<S>(&mut total, &state(run), width);
-            }
-            self.work.finish::<S>(&total);
-        }
     }
 }
