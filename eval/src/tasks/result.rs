@@ -39,6 +39,9 @@ pub struct TasksResult {
     pub cache: CacheFormat,
     /// Bytes that one token takes in that cache.
     pub kv_bytes_per_token: u64,
+    /// Tokens that a packed cache keeps in f16 too; 0 for none.
+    #[serde(default)]
+    pub residual_window: usize,
     /// Tokens the tokenizer puts before a text of its own accord; empty when it adds none.
     pub bos_ids: Vec<u32>,
     /// The command line that made this.

@@ -14,6 +14,7 @@ mod lazy;
 mod load;
 mod lock;
 mod manifest;
+mod memory;
 mod names;
 mod native;
 mod open;

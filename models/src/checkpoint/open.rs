@@ -1,10 +1,10 @@
 //! Opening a model: Hugging Face directory, GGUF file or compressed directory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 use super::companions::gguf_companions;
 use super::gguf::GgufSource;
@@ -13,9 +13,9 @@ use super::huggingface::{HuggingFaceSource, is_pickle};
 use super::latent::LatentInfo;
 use super::load::{EMBEDDING, Frame, HEAD, Loader, NORM};
 use super::manifest::{MANIFEST_FILE, Manifest};
-use super::names::{is_derived, is_expansion, is_pivots, layer_path, projection_prefix};
+use super::names::{is_derived, is_pivots, layer_path};
 use super::source::{TensorInfo, TensorSource};
-use super::structure::{ProjectionInfo, Structure, index_bytes};
+use super::structure::{ProjectionInfo, Structure};
 use crate::cache::CacheFormat;
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, DecoderLayer};
@@ -25,7 +25,7 @@ use crate::progress::Progress;
 use crate::tokenizer::Tokenizer;
 
 /// Names of the frame's tensors.
-const FRAME: [&str; 3] = [EMBEDDING, NORM, HEAD];
+pub(super) const FRAME: [&str; 3] = [EMBEDDING, NORM, HEAD];
 
 /// What kind of thing a model was opened from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,58 +345,6 @@ impl Checkpoint {
         let tensors = self.tensors();
         let weights = tensors.iter().filter(|(name, _)| !is_pivots(name));
         weights.map(|(_, i)| count(i)).sum()
-    }
-
-    /// Bytes of all weights in memory at a precision: matrices in it, norms, biases and what rebuilds keys and values from
-    /// latents in f32, and four for each input of an identity block.
-    pub fn memory_bytes(&self, precision: Precision) -> u64 {
-        // A matrix beside pivots has an index for each of its columns too.
-        let indices = |name: &str, columns: usize| {
-            let pivots = name
-                .strip_suffix("basis.weight")
-                .map(|prefix| format!("{prefix}basis.pivots"));
-            match pivots.is_some_and(|name| self.source.info(&name).is_some()) {
-                true => index_bytes(columns),
-                false => 0,
-            }
-        };
-        let rebuilds = self.rebuilding();
-        let bytes = |(name, info): (String, TensorInfo)| match info.shape[..] {
-            [out, input] if FRAME.contains(&name.as_str()) => {
-                precision.of_embedding().matrix_bytes(out, input)
-            }
-            [out, input] if rebuilds(&name) => Precision::F32.matrix_bytes(out, input),
-            [out, input] => precision.matrix_bytes(out, input) + indices(&name, input),
-            // Norms, biases and pivots alike.
-            _ => info.shape.iter().product::<usize>() as u64 * 4,
-        };
-        self.tensors().into_iter().map(bytes).sum()
-    }
-
-    /// Tells tensors that rebuild keys or values, which stay f32 at any precision.
-    fn rebuilding(&self) -> impl Fn(&str) -> bool {
-        let projections = self.projections().into_iter();
-        let shared = projections.filter(ProjectionInfo::is_rebuilt).map(|p| {
-            let prefix = projection_prefix(p.layer, p.projection);
-            format!("{prefix}.expansion.weight")
-        });
-        let shared: BTreeSet<String> = shared.collect();
-        move |name| is_expansion(name) || shared.contains(name)
-    }
-
-    /// Of [`Checkpoint::memory_bytes`], those that are mapped from the file, which the system reads again when it has to.
-    pub fn mapped_bytes(&self, precision: Precision) -> u64 {
-        let rebuilds = self.rebuilding();
-        let mapped = |(name, info): &(String, TensorInfo)| {
-            let dtype = match rebuilds(name) {
-                true => Some(DType::F32),
-                false => precision.dtype(),
-            };
-            info.shape.len() == 2 && dtype.is_some_and(|d| self.source.mapped(name, d).is_some())
-        };
-        let tensors = self.tensors();
-        let mapped = tensors.iter().filter(|tensor| mapped(tensor));
-        mapped.map(|(_, info)| info.bytes).sum()
     }
 
     /// The stored types, the one with most bytes first, such as `Q4_1+Q8_0+F32`.

@@ -7,14 +7,13 @@ use std::time::Instant;
 use anyhow::Result;
 use cinder::eval::divergence::{Divergence, Reference, ReferenceQuestion};
 use cinder::eval::{Corpus, Estimate, WindowChoice};
-use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
 use cinder::models::{Decoder, Precision};
 use comfy_table::Table;
 use serde_json::{Value, json};
 
 use super::{parse_window, parse_windows};
-use crate::cli::context::{Cache, Context, Usage, Weights, command_line, identity};
+use crate::cli::context::{Cache, Cached, Context, Usage, Weights, command_line, identity};
 use crate::cli::format::{count, table as plain_table};
 use crate::cli::memory::Length;
 
@@ -76,10 +75,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let checkpoint = context.open(model)?;
-    let format = args.cache.format(&checkpoint)?;
+    let cached = args.cache.of(&checkpoint)?;
     let weights = args.weights.weights;
     let window = reference.identity.window as usize;
-    let (decoder, tokens) = load(context, &checkpoint, weights, format, window, &corpus)?;
+    let (decoder, tokens) = load(context, &checkpoint, weights, cached, window, &corpus)?;
     let start = Instant::now();
     let divergence = Divergence::measure(&decoder, &tokens, &reference, &context.printer)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -88,7 +87,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "tool_version": env!("CARGO_PKG_VERSION"),
         "model": identity(&checkpoint, weights, model, None)?,
         "dtype": weights.name(),
-        "cache": format,
+        "cache": cached.format,
+        "residual_window": cached.residual_window,
         "reference": reference.identity,
         "device": context.device_name,
         "command": command_line(),
@@ -131,7 +131,7 @@ fn load(
     context: &Context,
     checkpoint: &Checkpoint,
     weights: Precision,
-    format: CacheFormat,
+    cached: Cached,
     window: usize,
     corpus: &Corpus,
 ) -> Result<(Decoder, Vec<u32>)> {
@@ -141,7 +141,7 @@ fn load(
         at_once: window,
     };
     Ok((
-        context.decoder(checkpoint, weights, format, length)?,
+        context.decoder(checkpoint, weights, cached, length)?,
         tokens,
     ))
 }
@@ -151,13 +151,13 @@ fn collect(context: &Context, args: &Args, corpus: &Corpus) -> Result<Reference>
     let window = args.window.unwrap_or(2048);
     let checkpoint = context.open(&args.reference)?;
     // The reference is what is true: its own cache, its weights in full.
-    let (weights, format) = (Precision::F32, checkpoint.cache_format());
-    let (decoder, tokens) = load(context, &checkpoint, weights, format, window, corpus)?;
+    let (weights, cached) = (Precision::F32, Cached::declared(&checkpoint));
+    let (decoder, tokens) = load(context, &checkpoint, weights, cached, window, corpus)?;
     let question = ReferenceQuestion {
         model: identity(&checkpoint, weights, &args.reference, None)?,
         corpus: corpus.identity(tokens.len() as u64),
         dtype: weights.name().into(),
-        cache: format,
+        cache: cached.format,
         top_k: args.top_k as usize,
         tool_version: env!("CARGO_PKG_VERSION").into(),
     };

@@ -51,7 +51,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     };
     texts.truncate(args.limit.map_or(usize::MAX, |limit| limit as usize));
     let checkpoint = context.open(&args.model)?;
-    let format = args.cache.format(&checkpoint)?;
+    let cached = args.cache.of(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let prefix = checkpoint.prefix_id(&tokenizer)?.ok_or_else(|| {
         Usage::new(
@@ -68,7 +68,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         held: 0,
         at_once: args.window + 1,
     };
-    let decoder = context.decoder(&checkpoint, args.weights.weights, format, length)?;
+    let decoder = context.decoder(&checkpoint, args.weights.weights, cached, length)?;
     let start = Instant::now();
     let printer = &context.printer;
     let result = rolling(
@@ -87,7 +87,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "model": identity(&checkpoint, args.weights.weights, &args.model, None)?,
         "corpus": corpus.identity(tokens),
         "dtype": args.weights.weights.name(),
-        "cache": format,
+        "cache": cached.format,
+        "residual_window": cached.residual_window,
         "device": context.device_name,
         "command": command_line(),
         "seconds": seconds,

@@ -63,7 +63,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         return Err(Usage::new("`--limit` is 0", "score at least one document").into());
     }
     let checkpoint = context.open(&args.model)?;
-    let format = args.cache.format(&checkpoint)?;
+    let cached = args.cache.of(&checkpoint)?;
     let precision = args.weights.weights;
     let folder = match &args.data {
         Some(folder) => folder.clone(),
@@ -84,7 +84,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         held: most(|questions| questions.plan().held()),
         at_once: most(|questions| questions.plan().at_once()),
     };
-    let decoder = context.decoder(&checkpoint, precision, format, length)?;
+    let decoder = context.decoder(&checkpoint, precision, cached, length)?;
     let start = Instant::now();
     let mut results = BTreeMap::new();
     let mut documents: Vec<DocumentScores> = Vec::new();
@@ -107,8 +107,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         tasks: results,
         device: context.device_name.clone(),
         dtype: precision.name().into(),
-        cache: format,
-        kv_bytes_per_token: checkpoint.kv_bytes_per_token(format),
+        cache: cached.format,
+        kv_bytes_per_token: checkpoint.kv_bytes_per_token(cached.format),
+        residual_window: cached.residual_window,
         bos_ids: tokenizer.bos_ids().to_vec(),
         command: command_line(),
         seconds: start.elapsed().as_secs_f64(),
