@@ -24,7 +24,7 @@ fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.cast(DType::F32).into_data().try_into_vec().expect("f32")
 }
 
-const IDS: [u32; 12] = [3, 14, 15, 92, 65, 35, 89, 79, 3, 238, 46, 26];
+const IDS: [u32; 12] = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 32, 46];
 
 fn logits(decoder: &Decoder) -> Vec<f32> {
     let hidden = decoder.hidden(&[IDS.to_vec()], None).expect("runs");
@@ -49,7 +49,7 @@ fn more_bits_come_nearer_to_the_model() {
             assert!(off < before, "{name} {text}: {off} after {before}");
             before = off;
         }
-        assert!(before < 0.02, "{name}: {before}");
+        assert!(before < 0.05, "{name}: {before}");
     }
 }
 
@@ -93,7 +93,7 @@ fn a_low_bit_head_beside_the_models_own_embedding() {
         };
         assert_eq!(head.shape().0, dense.embedding.vocab());
         let off = distance(&logits(&draft), &logits(&dense));
-        assert!(off < 0.02, "{name}: {off}");
+        assert!(off < 0.05, "{name}: {off}");
     }
 }
 
@@ -109,7 +109,7 @@ fn a_draft_goes_on_in_the_models_own_cache() {
     let reference = logits(&dense);
     let vocab = reference.len() / IDS.len();
     let off = distance(&rest, &reference[8 * vocab..]);
-    assert!(off < 0.02, "{off}");
+    assert!(off < 0.05, "{off}");
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn factors_stay_factors() {
     assert_eq!(draft.layers[1].feed_forward.down.kind(), "identity-block");
     assert_eq!(draft.layers[1].feed_forward.down.rank(), Some(20));
     let off = distance(&logits(&draft), &logits(&dense));
-    assert!(off < 0.03, "{off}");
+    assert!(off < 0.05, "{off}");
 }
 
 #[test]
