@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::chance::{Chance, Keyed, Purpose};
 use super::Distribution;
+use super::chance::{Chance, Keyed, Purpose};
 use crate::error::{Error, Result};
 
 /// How to choose. The filters apply in the order temperature, top-k, top-p, as in transformers.

@@ -37,7 +37,12 @@ pub(super) struct Choice {
 
 /// Adds the level of the `width` best children of all leaves, whose logits `rows` are: a beam over the cumulative, sharpened
 /// probability (SubSpec, Wang et al. 2025, arXiv 2509.18344). Ties go to the earlier leaf and the lower token.
-pub(super) fn choose(tree: &mut Tree, leaves: &[Leaf], rows: &[Vec<f32>], how: Choice) -> Vec<Leaf> {
+pub(super) fn choose(
+    tree: &mut Tree,
+    leaves: &[Leaf],
+    rows: &[Vec<f32>],
+    how: Choice,
+) -> Vec<Leaf> {
     let mut found = Vec::new();
     for (leaf, logits) in leaves.iter().zip(rows) {
         let best = top(logits, how.width);
@@ -52,7 +57,9 @@ pub(super) fn choose(tree: &mut Tree, leaves: &[Leaf], rows: &[Vec<f32>], how: C
             1 => 0.0,
             _ => sum(how.temperature),
         };
-        let likely_sum = how.likely.map(|temperature| (temperature, sum(temperature)));
+        let likely_sum = how
+            .likely
+            .map(|temperature| (temperature, sum(temperature)));
         for token in best {
             let below = f64::from(logits[token as usize] - highest);
             let likely = likely_sum.map_or(0.0, |(temperature, sum)| below / temperature - sum);
@@ -159,7 +166,13 @@ mod tests {
         // The first leaf's two children beat both of the second, whose score is a quarter.
         let rows = [row([0.5, 0.49, 0.01]), row([0.9, 0.05, 0.05])];
         let level = choose(&mut tree, &level, &rows, how);
-        assert_eq!(level.iter().map(|l| tree.parent(l.node)).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(
+            level
+                .iter()
+                .map(|l| tree.parent(l.node))
+                .collect::<Vec<_>>(),
+            [1, 1]
+        );
         assert_eq!(tree.tokens(), [0, 1, 0, 0, 1]);
     }
 }

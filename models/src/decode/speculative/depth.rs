@@ -161,7 +161,10 @@ impl Planner {
         let tokens = (1.0 - alpha.powi(depth as i32 + 1)) / (1.0 - alpha);
         let verify = match depth {
             0 => self.plain.value,
-            _ => self.verify.at((1 + self.width * depth) as f64).max(self.plain.value),
+            _ => self
+                .verify
+                .at((1 + self.width * depth) as f64)
+                .max(self.plain.value),
         };
         let seconds = depth as f64 * self.level.value + verify + self.overhead.value;
         (seconds, tokens)
@@ -174,7 +177,9 @@ impl Planner {
         };
         // Of equals the first: the shallowest.
         let depths = (0..=most).rev();
-        depths.max_by(|a, b| speed(a).total_cmp(&speed(b))).unwrap_or(0)
+        depths
+            .max_by(|a, b| speed(a).total_cmp(&speed(b)))
+            .unwrap_or(0)
     }
 
     /// The logarithm of a leaf's probability at which its next level wins as much time as it takes.
@@ -186,7 +191,8 @@ impl Planner {
 
     pub fn learn(&mut self, outcome: &Outcome) {
         self.overhead.add(outcome.overhead_seconds);
-        self.verify.add(outcome.nodes as f64, outcome.verify_seconds);
+        self.verify
+            .add(outcome.nodes as f64, outcome.verify_seconds);
         if outcome.nodes == 1 {
             self.plain.add(outcome.verify_seconds);
             self.since_plain = 0;
@@ -195,10 +201,12 @@ impl Planner {
         }
         if outcome.asked {
             // A drafter that has nothing to say has taken its time all the same.
-            self.level.add(outcome.draft_seconds / outcome.levels.max(1) as f64);
+            self.level
+                .add(outcome.draft_seconds / outcome.levels.max(1) as f64);
             let tried = outcome.accepted + usize::from(outcome.open);
             for trial in 0..tried {
-                self.accepted = 0.98 * self.accepted + f64::from(u8::from(trial < outcome.accepted));
+                self.accepted =
+                    0.98 * self.accepted + f64::from(u8::from(trial < outcome.accepted));
                 self.tried = 0.98 * self.tried + 1.0;
             }
         }
@@ -258,5 +266,138 @@ impl Line {
 
     fn at(&self, x: f64) -> f64 {
         (self.y + self.slope() * (x * self.weight - self.x)) / self.weight
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// A machine and a draft: seconds of a pass over one token, of each node more, and of a level; the chance that a token stays.
+    #[derive(Clone, Copy)]
+    struct World {
+        plain: f64,
+        node: f64,
+        level: f64,
+        alpha: f64,
+    }
+
+    impl World {
+        /// Seconds a token, of `tokens`.
+        fn play(self, depth: Depth, tokens: usize) -> f64 {
+            let mut rng = ChaCha8Rng::seed_from_u64(3);
+            let mut planner = Planner::new(depth, 1);
+            let (mut seconds, mut given) = (0.0, 0);
+            while given < tokens {
+                let plan = planner.plan(tokens - given - 1);
+                let stays = |_: &usize| rng.random::<f64>() < self.alpha;
+                let accepted = (0..plan.depth).take_while(stays).count();
+                // Machines are not steady.
+                let noise = 0.9 + 0.2 * ((given * 7919) % 10) as f64 / 9.0;
+                let outcome = Outcome {
+                    asked: plan.depth > 0,
+                    levels: plan.depth,
+                    nodes: 1 + plan.depth,
+                    accepted,
+                    open: accepted < plan.depth,
+                    draft_seconds: noise * self.level * plan.depth as f64,
+                    verify_seconds: noise * (self.plain + self.node * plan.depth as f64),
+                    overhead_seconds: 0.0,
+                };
+                planner.learn(&outcome);
+                seconds += outcome.draft_seconds + outcome.verify_seconds;
+                given += accepted + 1;
+            }
+            seconds / given as f64
+        }
+    }
+
+    #[test]
+    fn automatic_depth_is_near_the_best_and_never_much_slower_than_plain() {
+        for plain in [0.02, 1.0] {
+            for node in [0.0, 0.01, 0.2] {
+                for level in [0.001, 0.02, 0.1, 0.5] {
+                    for alpha in [0.0, 0.3, 0.6, 0.8, 0.95, 0.98] {
+                        let world = World {
+                            plain,
+                            node: node * plain,
+                            level: level * plain,
+                            alpha,
+                        };
+                        let depths = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48];
+                        let fixed = depths.map(|d| world.play(Depth::Fixed(d), 2000));
+                        let best = fixed.into_iter().fold(plain, f64::min);
+                        let auto = world.play(Depth::Auto, 2000);
+                        let what = format!("{node} {level} {alpha}: {auto} but {best} of {plain}");
+                        assert!(auto < 1.2 * best, "{what}");
+                        assert!(auto < 1.06 * plain, "{what}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_level_is_left_out_where_it_wins_less_than_it_takes() {
+        let mut planner = Planner::new(Depth::Auto, 1);
+        let mut round = Outcome {
+            asked: false,
+            levels: 0,
+            nodes: 1,
+            accepted: 0,
+            open: false,
+            draft_seconds: 0.0,
+            verify_seconds: 1.0,
+            overhead_seconds: 0.0,
+        };
+        planner.learn(&round);
+        assert_eq!(
+            planner.plan(30),
+            Plan {
+                depth: FIRST,
+                stop: None
+            }
+        );
+        for _ in 0..50 {
+            round = Outcome {
+                asked: true,
+                levels: 4,
+                nodes: 5,
+                accepted: 4,
+                draft_seconds: 0.04,
+                verify_seconds: 1.0,
+                ..round
+            };
+            planner.learn(&round);
+        }
+        let plan = planner.plan(30);
+        assert_eq!(plan.depth, 30);
+        // A level takes 10 ms; a token is worth the seconds of a round of 30 levels, over 31 tokens.
+        let stop = plan.stop.unwrap().exp();
+        assert!((0.2..0.35).contains(&stop), "{stop}");
+        assert_eq!(planner.plan(0).depth, 0);
+        assert_eq!(Planner::new(Depth::Fixed(7), 1).plan(3).depth, 3);
+    }
+
+    #[test]
+    fn depths_are_read_as_they_are_written() {
+        for depth in [Depth::Auto, Depth::Fixed(12)] {
+            assert_eq!(depth.to_string().parse(), Ok(depth));
+        }
+        assert!("0".parse::<Depth>().is_err() && "deep".parse::<Depth>().is_err());
+    }
+
+    #[test]
+    fn a_line_is_found_and_never_falls() {
+        let mut line = Line::default();
+        line.add(5.0, 2.0);
+        assert_eq!((line.slope(), line.at(9.0)), (0.0, 2.0));
+        line.add(1.0, 1.0);
+        assert!((line.at(9.0) - 3.0).abs() < 1e-9);
+        line.add(100.0, 0.1);
+        assert_eq!(line.slope(), 0.0);
     }
 }

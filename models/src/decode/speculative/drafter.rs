@@ -14,8 +14,6 @@ pub struct Round<'a> {
     pub cache: &'a mut KvCache,
     /// Levels at most, below the root.
     pub depth: usize,
-    /// Nodes a level at most.
-    pub width: usize,
     /// How the target's tokens are drawn.
     pub sampler: &'a Sampler,
     /// Draws the nodes, from a law that the tree has to state; without, they are chosen and no law is needed.

@@ -2,7 +2,7 @@
 
 use super::beam::{self, Choice, Leaf};
 use super::drafter::{Drafter, Round};
-use super::tree::{Tree, fitting};
+use super::tree::Tree;
 use crate::cache::KvCache;
 use crate::decode::{LanguageModel, Sampler, rows_of};
 use crate::error::Result;
@@ -36,7 +36,11 @@ impl<'m> ModelDrafter<'m> {
     ///
     /// `temperature` divides the draft's logits; none is [`SHARPENING`](Self::SHARPENING) where nodes are chosen, and the
     /// target's temperature where they are drawn.
-    pub fn shared(model: Box<dyn LanguageModel + 'm>, width: usize, temperature: Option<f64>) -> Self {
+    pub fn shared(
+        model: Box<dyn LanguageModel + 'm>,
+        width: usize,
+        temperature: Option<f64>,
+    ) -> Self {
         ModelDrafter {
             model,
             width: width.max(1),
@@ -61,7 +65,7 @@ impl<'m> ModelDrafter<'m> {
 
 impl OwnCache {
     /// Keeps what of the last tree and of the cache is the text, and says how long that is.
-    fn follow(&mut self, text: &[u32]) -> usize {
+    fn follow(&mut self, text: &[u32]) -> Result<usize> {
         if let Some((tree, start, held)) = self.last.take() {
             let mut kept = vec![0];
             for token in text.get(start + 1..).unwrap_or_default() {
@@ -71,25 +75,21 @@ impl OwnCache {
                     None => break,
                 }
             }
-            keep(&mut self.cache, start, &kept);
+            self.cache.compact(start, &kept)?;
             self.held.truncate(start);
             self.held.extend(kept.iter().map(|node| tree.token(*node)));
         }
         // At least the last token is fed, for its logits.
         let text = &text[..text.len() - 1];
-        let same = self.held.iter().zip(text).take_while(|(a, b)| a == b).count();
+        let same = self
+            .held
+            .iter()
+            .zip(text)
+            .take_while(|(a, b)| a == b)
+            .count();
         self.held.truncate(same);
         self.cache.truncate(same);
-        same
-    }
-}
-
-/// Of the tokens from `start` on, keeps those at the offsets `kept`.
-pub(super) fn keep(cache: &mut KvCache, start: usize, kept: &[usize]) {
-    // The next ones need no copy.
-    match kept.iter().enumerate().all(|(i, offset)| i == *offset) {
-        true => cache.truncate(start + kept.len()),
-        false => cache.compact(start, kept),
+        Ok(same)
     }
 }
 
@@ -99,7 +99,7 @@ impl Drafter for ModelDrafter<'_> {
             return Ok(());
         };
         let before = &prompt[..prompt.len() - 1];
-        let held = own.follow(prompt);
+        let held = own.follow(prompt)?;
         // A prompt that the draft has no room for is one that it drafts nothing for.
         if held < before.len() && before.len() <= self.model.max_context() {
             self.model.hidden(&before[held..], None, &mut own.cache)?;
@@ -112,17 +112,16 @@ impl Drafter for ModelDrafter<'_> {
         let text = round.tokens;
         let start = text.len() - 1;
         let temperature = self.temperature;
-        let width = self.width.min(round.width);
+        let width = self.width;
         let model = self.model.as_mut();
-        let room = model.max_context().saturating_sub(start);
         // The last level is not fed.
-        let (depth, width) = fitting(round.depth, width, room);
+        let depth = round.depth.min(model.max_context().saturating_sub(start));
         if depth == 0 {
             return Ok(Tree::new(text[start]));
         }
         let fed = match &mut self.own {
             None => start,
-            Some(own) => own.follow(text),
+            Some(own) => own.follow(text)?,
         };
         let mut tree = Tree::new(text[start]);
         let cache = match &mut self.own {
@@ -153,7 +152,10 @@ impl Drafter for ModelDrafter<'_> {
                 None => beam::choose(&mut tree, &leaves, &rows, choice),
                 Some(chance) => beam::draw(&mut tree, &leaves, &rows, width, &sampler, *chance)?,
             };
-            let likeliest = leaves.iter().map(|l| l.likely).fold(f64::NEG_INFINITY, f64::max);
+            let likeliest = leaves
+                .iter()
+                .map(|l| l.likely)
+                .fold(f64::NEG_INFINITY, f64::max);
             if level == depth || round.stop.is_some_and(|stop| likeliest < stop) {
                 break;
             }
@@ -192,7 +194,9 @@ impl Levels<'_> {
     fn next(&mut self, tree: &Tree, first: usize) -> Result<Vec<Vec<f32>>> {
         let places = tree.places(first..tree.nodes(), self.start);
         let slice = places.as_ref().map(|places| places.slice());
-        let hidden = self.model.hidden(&tree.tokens()[first..], slice, self.cache)?;
+        let hidden = self
+            .model
+            .hidden(&tree.tokens()[first..], slice, self.cache)?;
         rows_of(self.model.logits(hidden))
     }
 }

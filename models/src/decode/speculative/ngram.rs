@@ -50,8 +50,14 @@ mod tests {
     #[test]
     fn the_longest_and_latest_match_is_continued() {
         assert_eq!(continuation(&[1, 2, 3, 9, 2, 3, 8, 3, 7, 2, 3], 3), Some(6));
-        assert_eq!(continuation(&[1, 2, 3, 9, 2, 3, 8, 3, 7, 1, 2, 3], 3), Some(3));
-        assert_eq!(continuation(&[1, 2, 3, 9, 2, 3, 8, 3, 7, 1, 2, 3], 1), Some(8));
+        assert_eq!(
+            continuation(&[1, 2, 3, 9, 2, 3, 8, 3, 7, 1, 2, 3], 3),
+            Some(3)
+        );
+        assert_eq!(
+            continuation(&[1, 2, 3, 9, 2, 3, 8, 3, 7, 1, 2, 3], 1),
+            Some(8)
+        );
         assert_eq!(continuation(&[1, 2, 3], 3), None);
         assert_eq!(continuation(&[5], 3), None);
         assert_eq!(continuation(&[5, 5, 5], 3), Some(2));

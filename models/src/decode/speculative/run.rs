@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::depth::{Depth, Outcome, Planner};
 use super::drafter::{Drafter, Round};
-use super::model_draft::keep;
 use super::statistics::Speculation;
 use super::traversal::traversal;
-use super::tree::{Tree, fitting};
+use super::tree::Tree;
 use super::verify::{Verdict, Verification, matching, rejection};
 use crate::cache::KvCache;
 use crate::decode::autoregressive::{Generation, check_request, prefill};
@@ -134,12 +133,10 @@ impl Run<'_> {
         let past = self.text.len() - 1;
         debug_assert_eq!(self.cache.length(), past);
         let plan = planner.plan(most);
-        let room = self.target.max_context() - past;
-        let (depth, width) = fitting(plan.depth, self.drafter.width(), room);
         let begun = Instant::now();
-        let tree = match depth {
+        let tree = match plan.depth {
             0 => Tree::new(self.text[past]),
-            _ => self.draft(depth, width, plan.stop)?,
+            depth => self.draft(depth, plan.stop)?,
         };
         let draft_seconds = begun.elapsed().as_secs_f64();
         self.cache.truncate(past);
@@ -149,10 +146,10 @@ impl Run<'_> {
         let verdict = self.judge(&tree, &rows, past)?;
         let mut kept = vec![0];
         kept.extend(&verdict.accepted);
-        keep(&mut self.cache, past, &kept);
+        self.cache.compact(past, &kept)?;
         let open = tree.children(kept[kept.len() - 1]).next().is_some();
         let outcome = Outcome {
-            asked: depth > 0,
+            asked: plan.depth > 0,
             levels: tree.levels(),
             nodes: tree.nodes(),
             accepted: verdict.accepted.len(),
@@ -164,7 +161,7 @@ impl Run<'_> {
         Ok((tree, verdict, outcome))
     }
 
-    fn draft(&mut self, depth: usize, width: usize, stop: Option<f64>) -> Result<Tree> {
+    fn draft(&mut self, depth: usize, stop: Option<f64>) -> Result<Tree> {
         let seed = self.settings.sampling.seed;
         let mut keyed = Keyed::new(seed, Purpose::Draft, self.text.len());
         let drawn = self.settings.verification != Verification::Match;
@@ -172,7 +169,6 @@ impl Run<'_> {
             tokens: &self.text,
             cache: &mut self.cache,
             depth,
-            width,
             sampler: &self.sampler,
             chance: drawn.then_some(&mut keyed as &mut dyn Chance),
             stop,

@@ -82,7 +82,8 @@ impl Tree {
 
     /// The child of a node with this token.
     pub fn child(&self, node: usize, token: u32) -> Option<usize> {
-        self.children(node).find(|child| self.tokens[*child] == token)
+        self.children(node)
+            .find(|child| self.tokens[*child] == token)
     }
 
     /// Whether every node continues the one before.
@@ -133,14 +134,6 @@ impl Places {
     }
 }
 
-/// The depth and the width at most as asked for with which a tree takes up to `room` tokens of a cache, its root included.
-/// Depth goes before width, and there is at least the root.
-pub fn fitting(depth: usize, width: usize, room: usize) -> (usize, usize) {
-    let below = room.saturating_sub(1);
-    let depth = depth.min(below);
-    (depth, width.clamp(1, (below / depth.max(1)).max(1)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,26 +144,41 @@ mod tests {
         let (a, b) = (tree.push(0, 1), tree.push(0, 2));
         let c = tree.push(b, 3);
         let d = tree.push(a, 3);
-        assert_eq!((tree.nodes(), tree.levels(), tree.is_chain()), (5, 2, false));
+        assert_eq!(
+            (tree.nodes(), tree.levels(), tree.is_chain()),
+            (5, 2, false)
+        );
         assert_eq!(tree.children(0).collect::<Vec<_>>(), [a, b]);
-        assert_eq!((tree.child(b, 3), tree.child(a, 3), tree.child(0, 3)), (Some(c), Some(d), None));
+        assert_eq!(
+            (tree.child(b, 3), tree.child(a, 3), tree.child(0, 3)),
+            (Some(c), Some(d), None)
+        );
         let places = tree.places(0..5, 10).unwrap();
         let slice = places.slice();
-        assert_eq!((slice.positions, slice.span), (&[10, 11, 11, 12, 12][..], 5));
-        let rows: Vec<Vec<usize>> = slice.mask.chunks(5).map(|row| (0..5).filter(|i| row[*i]).collect()).collect();
-        assert_eq!(rows, [vec![0], vec![0, 1], vec![0, 2], vec![0, 2, 3], vec![0, 1, 4]]);
+        assert_eq!(
+            (slice.positions, slice.span),
+            (&[10, 11, 11, 12, 12][..], 5)
+        );
+        let rows: Vec<Vec<usize>> = slice
+            .mask
+            .chunks(5)
+            .map(|row| (0..5).filter(|i| row[*i]).collect())
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                vec![0],
+                vec![0, 1],
+                vec![0, 2],
+                vec![0, 2, 3],
+                vec![0, 1, 4]
+            ]
+        );
         let level = tree.places(3..5, 10).unwrap();
         assert_eq!(level.slice().mask, &slice.mask[15..]);
-        assert!(tree.places(0..2, 10).is_none(), "the first child is simply the next token");
-    }
-
-    #[test]
-    fn what_does_not_fit_is_narrower_first_and_then_shorter() {
-        assert_eq!(fitting(4, 6, 25), (4, 6));
-        assert_eq!(fitting(4, 6, 24), (4, 5));
-        assert_eq!(fitting(4, 6, 5), (4, 1));
-        assert_eq!(fitting(4, 6, 3), (2, 1));
-        assert_eq!(fitting(4, 6, 1), (0, 1));
-        assert_eq!(fitting(0, 6, 100), (0, 6));
+        assert!(
+            tree.places(0..2, 10).is_none(),
+            "the first child is simply the next token"
+        );
     }
 }
