@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cinder::models::decode::speculative::speculate;
 use cinder::models::decode::{SamplingSettings, generate};
 use serde_json::json;
 
 use super::context::{Cache, Context, Usage, Weights};
+use super::draft::DraftArgs;
 use super::memory::Length;
 
 /// Continue a prompt
@@ -45,6 +47,8 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     top_p: f64,
+    #[command(flatten)]
+    draft: DraftArgs,
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
@@ -59,6 +63,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .map_err(|e| Usage::new(e.to_string(), "see `cinder generate --help`"))?;
     let checkpoint = context.open(&args.model)?;
     let cached = args.cache.of(&checkpoint)?;
+    let plan = args.draft.plan(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
     let asked = prompt.len().saturating_add(args.max_new_tokens);
@@ -66,26 +71,43 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         held: asked.min(checkpoint.config().max_context),
         at_once: prompt.len(),
     };
-    let decoder = context.decoder(&checkpoint, args.weights.weights, cached, length)?;
+    let mut decoder = context.decoder(&checkpoint, args.weights.weights, cached, length)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
     let mut started = false;
-    let generation = generate(
-        &decoder,
-        &prompt,
-        args.max_new_tokens,
-        tokenizer.eos_ids(),
-        settings,
-        &mut |id| {
-            // Not before the first token: until then the request may still be refused.
-            if !std::mem::replace(&mut started, true) {
-                context.printer.stream(&args.prompt)?;
-            }
-            if let Some(text) = stream.push(id)? {
-                context.printer.stream(&text)?;
-            }
-            Ok(())
-        },
-    )?;
+    let mut drafter = match &plan {
+        Some(plan) => Some(plan.drafter(context, &checkpoint, cached, length)?),
+        None => None,
+    };
+    let mut emit = |id| {
+        // Not before the first token: until then the request may still be refused.
+        if !std::mem::replace(&mut started, true) {
+            context.printer.stream(&args.prompt)?;
+        }
+        if let Some(text) = stream.push(id)? {
+            context.printer.stream(&text)?;
+        }
+        Ok(())
+    };
+    let (tokens, eos_ids) = (args.max_new_tokens, tokenizer.eos_ids());
+    let (generation, speculation) = match (&plan, &mut drafter) {
+        (Some(plan), Some(drafter)) => {
+            let settings = plan.settings(settings);
+            let (generation, found) = speculate(
+                &mut decoder,
+                drafter.as_mut(),
+                &prompt,
+                tokens,
+                eos_ids,
+                &settings,
+                &mut emit,
+            )?;
+            (generation, Some((plan, found)))
+        }
+        _ => {
+            let done = generate(&mut decoder, &prompt, tokens, eos_ids, settings, &mut emit);
+            (done?, None)
+        }
+    };
     context
         .printer
         .stream(&stream.finish()?.unwrap_or_default())?;
@@ -103,6 +125,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "kv_bytes_per_token": checkpoint.kv_bytes_per_token(cached.format),
         "residual_window": cached.residual_window,
         "residual_window_bytes": cached.window_bytes(&checkpoint),
+        "speculation": speculation.as_ref().map(|(plan, found)| plan.record(found)),
     });
     context.printer.result(&value, "\n")?;
     if let Some(speed) = generation.tokens_per_second() {
@@ -111,6 +134,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
             generation.ids.len(),
             generation.prefill_seconds
         ));
+    }
+    if let Some((plan, found)) = &speculation {
+        context.printer.say(&plan.summary(found));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@ mod compare;
 mod compress;
 mod context;
 mod demo;
+mod draft;
 mod eval;
 mod export;
 mod fetch;
