@@ -385,6 +385,20 @@ impl Checkpoint {
         Loader::new(self, precision, device).layer(layer)
     }
 
+    /// A layer without its matrices, which are zeros that take no memory; norms, biases and pivots are read. Not for codes in
+    /// blocks.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load_frame`].
+    pub(crate) fn hollow_layer(
+        &self,
+        layer: usize,
+        precision: Precision,
+        device: &Device,
+    ) -> Result<DecoderLayer> {
+        Loader::new(self, precision, device).hollow().layer(layer)
+    }
+
     /// Loads the whole model. Memory peaks at the model and one tensor; what the file stores in this precision already
     /// is mapped instead of read, and takes no memory of its own (unless it lies at an odd address, or its rows have to
     /// change places, as those of queries and keys in some GGUF files).
