@@ -1,6 +1,6 @@
 //! Keys (after the rotary embedding) and values in full.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::CacheFormat;
 
@@ -45,6 +45,23 @@ impl DenseCache {
     /// Forgets all tokens after the first `length`; memory is kept.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
+    }
+
+    /// Of the tokens from `start` on, keeps those at the given offsets, which rise and are held.
+    pub(super) fn compact(&mut self, start: usize, keep: &[usize]) {
+        let Some((keys, values)) = self.kept.take() else {
+            return;
+        };
+        let [batch, heads, _, d] = keys.dims();
+        let place = [0..batch, 0..heads, start..start + keep.len(), 0..d];
+        let from: Vec<i32> = keep.iter().map(|offset| (start + offset) as i32).collect();
+        let from = Tensor::<1, Int>::from_data(TensorData::new(from, [keep.len()]), &keys.device());
+        let moved = |kept: Tensor<4>| {
+            let moved = kept.clone().select(2, from.clone());
+            kept.slice_assign(place.clone(), moved)
+        };
+        self.kept = Some((moved(keys), moved(values)));
+        self.length = start + keep.len();
     }
 
     /// Bytes taken, the room for tokens to come included.

@@ -74,6 +74,41 @@ impl KvCache {
         }
     }
 
+    /// Of the tokens from `start` on, keeps those at the given offsets, which must rise, and forgets the others.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for an offset that is not held or does not rise, and for latents unless the first ones are kept.
+    pub fn compact(&mut self, start: usize, keep: &[usize]) -> Result<()> {
+        let held = self.length();
+        let rising = keep.windows(2).all(|pair| pair[0] < pair[1]);
+        if start > held || !rising || keep.last().is_some_and(|last| start + last >= held) {
+            return Err(Error::Request(format!(
+                "tokens {keep:?} behind {start} are not in a cache of {held}"
+            )));
+        }
+        if keep.last().is_none_or(|last| last + 1 == keep.len()) {
+            self.truncate(start + keep.len());
+            return Ok(());
+        }
+        for layer in &mut self.layers {
+            match layer {
+                LayerCache::Dense(cache) => cache.compact(start, keep),
+                LayerCache::Latent(_) => {
+                    return Err(Error::Request(
+                        "a cache of latents keeps the first of its tokens only".into(),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a layer keeps latents.
+    pub(crate) fn has_latents(&self) -> bool {
+        let mut layers = self.layers.iter();
+        layers.any(|layer| matches!(layer, LayerCache::Latent(_)))
+    }
+
     /// # Errors
     /// [`Error::Request`] when the cache was made for another number of layers, or holds another batch.
     pub(crate) fn check(&self, layers: usize, batch: usize) -> Result<()> {

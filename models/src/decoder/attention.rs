@@ -89,7 +89,7 @@ impl Attention {
                         (k.cast(dtype), v.cast(dtype), tokens)
                     }
                 };
-                ops::attention(q, k, v, keys, None)
+                ops::attention(q, k, v, keys, rotary.mask())
             }
             Some(latent) => {
                 // Without a cache, one is made for these tokens alone: whatever it rounds is part of the model.

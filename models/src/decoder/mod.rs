@@ -9,10 +9,11 @@ mod rope;
 
 use burn::module::Module;
 use burn::nn::RmsNorm;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::cache::{CacheFormat, KvCache};
 use crate::config::ModelConfig;
+use crate::decode::TreeSlice;
 use crate::error::{Error, Result};
 use crate::ops;
 use crate::projection::{Projection, flattened};
@@ -156,39 +157,77 @@ impl Decoder {
     /// [`Error::Request`] when a token id is outside the vocabulary or the context would be exceeded, or
     /// when the cache belongs to another model or batch size.
     pub fn hidden(&self, ids: &[Vec<u32>], cache: Option<&mut KvCache>) -> Result<Tensor<3>> {
-        let input = self.embedding.embed(ids)?;
-        let tokens = input.dims()[1];
-        let past = cache.as_ref().map_or(0, |c| c.length());
-        if past + tokens > self.max_context {
-            return Err(Error::Request(format!(
-                "{} tokens do not fit the model's context of {}",
-                past + tokens,
-                self.max_context
-            )));
-        }
+        self.hidden_of(ids, None, cache)
+    }
+
+    /// [`Decoder::hidden`] of tokens that can be nodes of a `tree`.
+    pub(crate) fn hidden_of(
+        &self,
+        ids: &[Vec<u32>],
+        tree: Option<TreeSlice<'_>>,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<3>> {
         if let Some(cache) = &cache {
             cache.check(self.layers.len(), ids.len())?;
         }
-        let mut table = self.rotary.table(past, tokens, &input.device());
-        let mut hidden = input;
-        match cache {
-            None => {
-                for layer in &self.layers {
-                    hidden = layer.forward(hidden, &table, None, &mut |_, _| {});
-                }
-            }
-            Some(cache) => {
-                if self.layers.iter().any(|l| l.attention.latent.is_some()) {
-                    let frequencies = self.rotary.frequencies();
-                    cache.rotary.extend(frequencies, past + tokens);
-                    table = table.with_keys(cache.rotary.clone());
-                }
-                for (layer, slot) in self.layers.iter().zip(cache.layers_mut()) {
-                    hidden = layer.forward(hidden, &table, Some(slot), &mut |_, _| {});
-                }
-            }
+        let (mut hidden, table) = self.start(ids, tree, cache.as_deref_mut())?;
+        let slots = cache.into_iter().flat_map(|cache| cache.layers_mut());
+        let mut slots = slots.map(Some);
+        for layer in &self.layers {
+            let slot = slots.next().flatten();
+            hidden = layer.forward(hidden, &table, slot, &mut |_, _| {});
         }
-        Ok(norm(&self.norm, hidden))
+        Ok(self.finish(hidden))
+    }
+
+    /// What comes before the layers: the embeddings `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, and where the tokens
+    /// stand. They follow those of the cache, or are nodes of a `tree`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when a token id is outside the vocabulary, or a position outside the context.
+    pub(crate) fn start(
+        &self,
+        ids: &[Vec<u32>],
+        tree: Option<TreeSlice<'_>>,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor<3>, RotaryTable)> {
+        let input = self.embedding.embed(ids)?;
+        let (tokens, device) = (input.dims()[1], input.device());
+        let past = cache.as_ref().map_or(0, |c| c.length());
+        let end = match &tree {
+            None => past + tokens,
+            Some(_) if cache.as_ref().is_some_and(|cache| cache.has_latents()) => {
+                return Err(Error::Request(
+                    "a tree of tokens can not be cached as latents: draft a chain (width 1)".into(),
+                ));
+            }
+            Some(tree) => tree.check(tokens, past)?,
+        };
+        if end > self.max_context {
+            return Err(Error::Request(format!(
+                "{end} tokens do not fit the model's context of {}",
+                self.max_context
+            )));
+        }
+        let mut table = match tree {
+            None => self.rotary.table(past, tokens, &device),
+            Some(tree) => {
+                let mask = TensorData::new(tree.mask.to_vec(), [tokens, tree.span]);
+                let mask = Tensor::from_data(mask, &device);
+                let table = self.rotary.table_at(tree.positions, &device);
+                table.with_mask(mask)
+            }
+        };
+        if let Some(cache) = cache.filter(|cache| cache.has_latents()) {
+            cache.rotary.extend(self.rotary.frequencies(), end);
+            table = table.with_keys(cache.rotary.clone());
+        }
+        Ok((input, table))
+    }
+
+    /// What comes behind the layers: the last norm.
+    pub(crate) fn finish(&self, hidden: Tensor<3>) -> Tensor<3> {
+        norm(&self.norm, hidden)
     }
 
     /// Next-token logits `[..., vocab]` of hidden states `[..., hidden]`.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 
 use crate::config::{ModelConfig, RopeScaling};
 use crate::ops;
@@ -14,14 +14,17 @@ pub struct Rotary {
     frequencies: Arc<[f32]>,
 }
 
-/// Cosines and sines for a run of positions, each `[tokens, head_dim / 2]`.
+/// Where new tokens stand: cosines and sines of their positions, each `[tokens, head_dim / 2]`, and what they see of each
+/// other where they are not simply a run.
 #[derive(Debug, Clone)]
 pub struct RotaryTable {
     cos: Tensor<2>,
     sin: Tensor<2>,
     frequencies: Arc<[f32]>,
-    /// Positions from the first of all to the last of the run.
+    /// Positions from the first of all to the last of these.
     end: usize,
+    /// See [`RotaryTable::with_mask`].
+    mask: Option<Tensor<2, Bool>>,
     /// The rotations of all of them; made when they are first asked for.
     keys: Arc<OnceLock<KeyRotary>>,
 }
@@ -87,21 +90,26 @@ impl Rotary {
 
     /// The table for positions `start..start + tokens`.
     pub fn table(&self, start: usize, tokens: usize, device: &Device) -> RotaryTable {
-        Self::table_of(&self.frequencies, start, tokens, device)
+        Self::table_of(&self.frequencies, start..start + tokens, device)
+    }
+
+    /// The table for the given positions.
+    pub fn table_at(&self, positions: &[usize], device: &Device) -> RotaryTable {
+        Self::table_of(&self.frequencies, positions.iter().copied(), device)
     }
 
     fn table_of(
         frequencies: &Arc<[f32]>,
-        start: usize,
-        tokens: usize,
+        positions: impl ExactSizeIterator<Item = usize>,
         device: &Device,
     ) -> RotaryTable {
-        let half = frequencies.len();
+        let (half, tokens, mut end) = (frequencies.len(), positions.len(), 0);
         let (mut cos, mut sin) = (
             Vec::with_capacity(tokens * half),
             Vec::with_capacity(tokens * half),
         );
-        for position in start..start + tokens {
+        for position in positions {
+            end = end.max(position + 1);
             for frequency in frequencies.iter() {
                 // The angle is rounded to f32 because that is what the models were trained with.
                 let angle = position as f32 * frequency;
@@ -115,7 +123,8 @@ impl Rotary {
             cos: tensor(cos),
             sin: tensor(sin),
             frequencies: frequencies.clone(),
-            end: start + tokens,
+            end,
+            mask: None,
             keys: Arc::default(),
         }
     }
@@ -128,6 +137,20 @@ impl RotaryTable {
             keys: Arc::new(keys.into()),
             ..self
         }
+    }
+
+    /// Of the last `span` keys, each token sees those that are true in its row of `[tokens, span]`, in place of those up to
+    /// its own: see [`ops::attention`].
+    pub(crate) fn with_mask(self, mask: Tensor<2, Bool>) -> Self {
+        RotaryTable {
+            mask: Some(mask),
+            ..self
+        }
+    }
+
+    /// What the tokens see, where they are not a run.
+    pub(crate) fn mask(&self) -> Option<Tensor<2, Bool>> {
+        self.mask.clone()
     }
 
     /// The rotations of all positions up to the last of this run.
@@ -147,7 +170,7 @@ impl RotaryTable {
     /// Rotates keys `[batch, tokens, heads, head_dim]` of the positions from 0.
     pub(crate) fn rotate_keys(&self, x: Tensor<4>) -> Tensor<4> {
         let tokens = x.dims()[1];
-        let table = Rotary::table_of(&self.frequencies, 0, tokens, &x.device());
+        let table = Rotary::table_of(&self.frequencies, 0..tokens, &x.device());
         table.rotate(x)
     }
 

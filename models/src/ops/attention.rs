@@ -3,7 +3,8 @@
 //! Scores are made for a tile of 64 keys at a time and never kept (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et
 //! al. 2022, arXiv 2205.14135, §3.1). Runs of 256 keys are summed by themselves and merged in order, so that a single
 //! query over a long context can be shared among threads. Tiles and runs begin at fixed keys: what a query gets does not
-//! depend on the queries beside it or on how many there are.
+//! depend on the queries beside it or on how many there are. With a mask, the keys that a query sees are brought together
+//! before they are summed: it gets the very bits it would get if the keys between them were not there.
 
 pub(crate) mod backward;
 pub(crate) mod latent;
@@ -64,8 +65,8 @@ impl<E> Strided<'_, E> {
 
 /// Attention of `q` `[batch, tokens, heads, head_dim]`, scaled by `1/√head_dim`, into `out` of the same shape.
 ///
-/// The query of new token i sees every key before the new tokens and, of these, the keys up to i; or those that
-/// `mask` `[tokens, tokens]` marks with other than 0.
+/// The query of new token i sees every key before the new tokens and, of these, the keys up to i. Or, with a `mask`
+/// `[tokens, span]`, `span` ≥ `tokens`: every key before the last `span`, and of these those marked with other than 0.
 ///
 /// # Panics
 /// When sizes and slices do not fit each other.
@@ -94,7 +95,8 @@ pub(crate) fn attention<E: Element>(
         kv_heads > 0 && heads % kv_heads == 0 && keys >= tokens,
         "{sizes:?}"
     );
-    assert!(mask.is_none_or(|m| m.len() == tokens * tokens), "mask");
+    let tree = mask.map(|mask| Tree::new(sizes, mask));
+    let tree = tree.as_ref();
     k.check(sizes);
     v.check(sizes);
     let group = heads / kv_heads;
@@ -111,7 +113,7 @@ pub(crate) fn attention<E: Element>(
             q,
             k,
             v,
-            mask,
+            tree,
             out: out.pointer(),
             batch: head / kv_heads,
             kv_head: head % kv_heads,
@@ -156,13 +158,59 @@ fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LANES)
 }
 
+/// What each query of a tree sees.
+struct Tree {
+    /// Keys that all of them see, the first ones.
+    past: usize,
+    /// The keys that each sees behind those, in order.
+    seen: Vec<Vec<usize>>,
+}
+
+impl Tree {
+    fn new(sizes: Sizes, mask: &[u8]) -> Tree {
+        let span = mask.len() / sizes.tokens;
+        assert!(
+            mask.len() == sizes.tokens * span && (sizes.tokens..=sizes.keys).contains(&span),
+            "a mask of {} for {sizes:?}",
+            mask.len()
+        );
+        let past = sizes.keys - span;
+        let seen = mask.chunks_exact(span).map(|row| {
+            let keys = row.iter().enumerate().filter(|(_, seen)| **seen != 0);
+            keys.map(|(key, _)| past + key).collect()
+        });
+        Tree {
+            past,
+            seen: seen.collect(),
+        }
+    }
+
+    /// The first tile that is not the same for every query.
+    fn shared(&self) -> usize {
+        self.past / TILE * TILE
+    }
+
+    /// How many keys a query sees.
+    fn reach(&self, query: usize) -> usize {
+        self.past + self.seen[query].len()
+    }
+
+    /// The `index`th key that a query sees.
+    fn key(&self, query: usize, index: usize) -> usize {
+        match index.checked_sub(self.past) {
+            None => index,
+            Some(behind) => self.seen[query][behind],
+        }
+    }
+}
+
 /// The queries of some positions and of all heads that share one key head, over some runs of keys.
 struct Work<'a, E> {
     sizes: Sizes,
     q: &'a [f32],
     k: Strided<'a, E>,
     v: Strided<'a, E>,
-    mask: Option<&'a [u8]>,
+    tree: Option<&'a Tree>,
     out: *mut f32,
     batch: usize,
     kv_head: usize,
@@ -215,28 +263,24 @@ impl<E: Element> Work<'_, E> {
     /// How many keys the positions of this work can see.
     fn reach(&self) -> usize {
         let past = self.sizes.keys - self.sizes.tokens;
-        match self.mask {
-            Some(_) => self.sizes.keys,
-            None => past + self.first + self.positions,
+        let positions = self.first..self.first + self.positions;
+        match self.tree {
+            Some(tree) => positions.map(|query| tree.reach(query)).max().unwrap_or(0),
+            None => past + positions.end,
         }
     }
 
-    /// Whether a row sees a key.
+    /// Whether a row sees a key of a tile that all rows share.
     fn sees(&self, row: usize, key: usize) -> bool {
         let past = self.sizes.keys - self.sizes.tokens;
-        let position = self.first + row / self.group();
-        match self.mask {
-            _ if key < past => true,
-            Some(mask) => mask[position * self.sizes.tokens + key - past] != 0,
-            None => key <= past + position,
-        }
+        self.tree.is_some() || key <= past + self.first + row / self.group()
     }
 
-    /// The first key that some row here may not see.
+    /// The first key, of the tiles that all rows share, that some row here may not see.
     fn hidden_from(&self) -> usize {
         let past = self.sizes.keys - self.sizes.tokens;
-        match self.mask {
-            Some(_) => past,
+        match self.tree {
+            Some(tree) => tree.shared(),
             None => past + self.first + 1,
         }
     }
@@ -267,7 +311,12 @@ impl<E: Element> Kernel for Work<'_, E> {
                     vec![E::default(); width * TILE]
                 },
                 scores: vec![0.0; rows * TILE],
+                together: match self.tree {
+                    Some(_) => vec![E::default(); 2 * TILE * d],
+                    None => Vec::new(),
+                },
             };
+            let shared = self.tree.map_or(usize::MAX, Tree::shared);
             let mut total = State::new(rows, width);
             for run in self.runs.clone() {
                 let (start, end) = (run * RUN, ((run + 1) * RUN).min(reach));
@@ -276,7 +325,11 @@ impl<E: Element> Kernel for Work<'_, E> {
                 }
                 let mut state = State::new(rows, width);
                 for tile in (start..end).step_by(TILE) {
-                    self.tile::<S>(&q, tile, TILE.min(end - tile), &mut state, &mut scratch);
+                    let count = TILE.min(end - tile);
+                    match tile < shared {
+                        true => self.tile::<S>(&q, tile, count, &mut state, &mut scratch),
+                        false => self.own_tiles::<S>(&q, tile, &mut state, &mut scratch),
+                    }
                 }
                 match run == self.runs.start {
                     true => total = state,
@@ -312,10 +365,28 @@ struct Scratch<E> {
     values: Vec<E>,
     /// `[rows, TILE]`.
     scores: Vec<f32>,
+    /// Keys and values, `[2, TILE, head_dim]`, that one query of a tree sees.
+    together: Vec<E>,
+}
+
+/// A tile of keys and its values where they lie, and how far on the next key or value is.
+#[derive(Clone, Copy)]
+struct Place<E> {
+    keys: *const E,
+    values: *const E,
+    key_step: usize,
+    value_step: usize,
 }
 
 impl<E: Element> Work<'_, E> {
-    /// Adds `count` keys from `tile` to the state.
+    /// Where a head's key or value is.
+    #[inline(always)]
+    fn at(&self, of: &Strided<'_, E>, key: usize) -> *const E {
+        let at = self.batch * of.batch + self.kv_head * of.head + key * of.key;
+        of.values[at..].as_ptr()
+    }
+
+    /// Adds `count` keys from `tile`, which are the same for all rows, to the state.
     #[inline(always)]
     unsafe fn tile<S: Simd>(
         &self,
@@ -325,27 +396,93 @@ impl<E: Element> Work<'_, E> {
         state: &mut State,
         scratch: &mut Scratch<E>,
     ) {
+        let place = Place {
+            keys: self.at(&self.k, tile),
+            values: self.at(&self.v, tile),
+            key_step: self.k.key,
+            value_step: self.v.key,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { self.rows_of_tile::<S>(q, 0..self.rows(), place, tile, count, state, scratch) };
+    }
+
+    /// Adds the keys from `tile` on that each query of a tree sees, brought together, to the state.
+    #[inline(always)]
+    unsafe fn own_tiles<S: Simd>(
+        &self,
+        q: &[f32],
+        tile: usize,
+        state: &mut State,
+        scratch: &mut Scratch<E>,
+    ) {
+        let Some(tree) = self.tree else { return };
+        let (d, group) = (self.sizes.head_dim, self.group());
+        for position in 0..self.positions {
+            let query = self.first + position;
+            let count = TILE.min(tree.reach(query).saturating_sub(tile));
+            if count == 0 {
+                continue;
+            }
+            let mut together = std::mem::take(&mut scratch.together);
+            for j in 0..count {
+                let key = tree.key(query, tile + j);
+                // SAFETY: the key is one of those there are, each of `d` numbers; there is room for TILE of them, twice.
+                unsafe {
+                    let to = together.as_mut_ptr().add(j * d);
+                    std::ptr::copy_nonoverlapping(self.at(&self.k, key), to, d);
+                    let to = to.add(TILE * d);
+                    std::ptr::copy_nonoverlapping(self.at(&self.v, key), to, d);
+                }
+            }
+            let place = Place {
+                keys: together.as_ptr(),
+                values: together[TILE * d..].as_ptr(),
+                key_step: d,
+                value_step: d,
+            };
+            let rows = position * group..(position + 1) * group;
+            // SAFETY: passed on to the caller.
+            unsafe { self.rows_of_tile::<S>(q, rows, place, tile, count, state, scratch) };
+            scratch.together = together;
+        }
+    }
+
+    /// Adds `count` keys from `tile`, which lie at `place`, to the state of some rows.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "the parts of one loop")]
+    unsafe fn rows_of_tile<S: Simd>(
+        &self,
+        q: &[f32],
+        of: std::ops::Range<usize>,
+        place: Place<E>,
+        tile: usize,
+        count: usize,
+        state: &mut State,
+        scratch: &mut Scratch<E>,
+    ) {
         let d = self.sizes.head_dim;
-        let (rows, width) = (self.rows(), padded(d));
+        let (rows, width) = (of.end, padded(d));
         // SAFETY: passed on to the caller.
         unsafe {
-            let place = |of: &Strided<'_, E>| {
-                let at = self.batch * of.batch + self.kv_head * of.head + tile * of.key;
-                of.values.as_ptr().add(at)
-            };
             // Few rows do little with each key: what comes next has to be on its way meanwhile.
             let ahead = |from: *const E, step: usize| Ahead {
                 from,
                 step,
-                on: rows <= FEW,
+                on: of.len() <= FEW,
             };
+            let Place {
+                keys,
+                mut values,
+                key_step,
+                value_step: mut step,
+            } = place;
             let (next_values, next_keys) = (
-                ahead(place(&self.v).wrapping_add(TILE * self.v.key), self.v.key),
-                ahead(place(&self.k).wrapping_add(TILE * self.k.key), self.k.key),
+                ahead(values.wrapping_add(TILE * step), step),
+                ahead(keys.wrapping_add(TILE * key_step), key_step),
             );
-            turn_keys::<S, _>(place(&self.k), self.k.key, d, count, &mut scratch.keys);
+            turn_keys::<S, _>(keys, key_step, d, count, &mut scratch.keys);
             let scores = scratch.scores.as_mut_ptr();
-            let mut row = 0;
+            let mut row = of.start;
             while row < rows {
                 let q = q.as_ptr().add(row * d);
                 let to = scores.add(row * TILE);
@@ -360,7 +497,7 @@ impl<E: Element> Work<'_, E> {
                 };
             }
             let all_seen = count == TILE && tile + TILE <= self.hidden_from();
-            for row in 0..rows {
+            for row in of.clone() {
                 let scores = scores.add(row * TILE);
                 if !all_seen {
                     for j in 0..TILE {
@@ -371,7 +508,6 @@ impl<E: Element> Work<'_, E> {
                 }
                 soften::<S>(scores, row, state, width);
             }
-            let (mut values, mut step) = (place(&self.v), self.v.key);
             if d != width {
                 for j in 0..count {
                     let to = scratch.values.as_mut_ptr().add(j * width);
@@ -379,7 +515,7 @@ impl<E: Element> Work<'_, E> {
                 }
                 (values, step) = (scratch.values.as_ptr(), width);
             }
-            let mut row = 0;
+            let mut row = of.start;
             while row < rows {
                 let scores = scores.add(row * TILE);
                 let sums = state.sums.as_mut_ptr().add(row * width);
@@ -505,7 +641,7 @@ mod tests {
             q: &q,
             k: strided(keys),
             v: strided(values),
-            mask: None,
+            tree: None,
             out: out.as_mut_ptr(),
             batch: 0,
             kv_head: 0,

@@ -266,8 +266,9 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 /// Attention of `q` `[batch, tokens, heads, head_dim]` over the first `keys` of `k` and `v`
 /// `[batch, kv_heads, capacity, head_dim]`; the last `tokens` of the keys are the queries' own.
 ///
-/// A query sees all keys before the new tokens and, of these, those up to its own; or, with `mask` `[tokens, tokens]`,
-/// those that are true in its row (a tree of drafted tokens). Scores are scaled by `1/√head_dim`. Each of the
+/// A query sees all keys before the new tokens and, of these, those up to its own. Or, with a `mask` `[tokens, span]`, all
+/// before the last `span` ≥ `tokens` keys and, of these, those that are true in its row (a tree of drafted tokens); on the
+/// CPU it then gets the very bits it would get if the others were not there. Scores are scaled by `1/√head_dim`. Each of the
 /// `heads / kv_heads` query heads of a group reads the same keys. `k` and `v` are both f32 or both f16; products and sums
 /// are those of f32.
 ///

@@ -169,8 +169,9 @@ pub(super) fn attention(
     // Where the diagonal starts differs between backends once there is a past: say it with a mask.
     let seen: Tensor<2, Bool> = match mask {
         None => causal(past, tokens, &device),
-        Some(mask) if past == 0 => mask,
+        Some(mask) if mask.dims()[1] == keys => mask,
         Some(mask) => {
+            let past = keys - mask.dims()[1];
             let before = Tensor::<2, Int>::ones([tokens, past], &device).bool();
             Tensor::cat(vec![before, mask], 1)
         }

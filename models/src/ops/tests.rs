@@ -124,19 +124,20 @@ proptest! {
     fn attention_is_plain_and_each_query_its_own(
         batch in 1usize..3, tokens in 1usize..40, past in prop::sample::select(vec![0usize, 1, 63, 64, 200, 255, 300, 700]),
         kv_heads in 1usize..3, group in 1usize..4,
-        d in prop::sample::select(vec![2usize, 8, 16, 24, 64, 80]), spare in 0usize..70, tree: bool,
+        d in prop::sample::select(vec![2usize, 8, 16, 24, 64, 80]), spare in 0usize..70, tree: bool, drafted in 0usize..80,
     ) {
         let keys = past + tokens;
+        let span = tokens + drafted.min(past);
         let q = random([batch, tokens, kv_heads * group, d]) * 4.0;
         let k = random([batch, kv_heads, keys + spare, d]);
         let v = random([batch, kv_heads, keys + spare, d]);
         let mask = tree.then(|| {
             // Each token sees itself and, of those before it, every other one.
-            let seen: Vec<bool> = (0..tokens * tokens).map(|i| {
-                let (row, column) = (i / tokens, i % tokens);
+            let seen: Vec<bool> = (0..tokens * span).map(|i| {
+                let (row, column) = (i / span + span - tokens, i % span);
                 column == row || (column < row && (row + column) % 2 == 0)
             }).collect();
-            Tensor::<2, Bool>::from_data(TensorData::new(seen, [tokens, tokens]), &Device::flex())
+            Tensor::<2, Bool>::from_data(TensorData::new(seen, [tokens, span]), &Device::flex())
         });
         let ours = attention(q.clone(), k.clone(), v.clone(), keys, mask.clone());
         let expected = plain::attention(q.clone(), k.clone(), v.clone(), keys, mask.clone());
@@ -144,6 +145,19 @@ proptest! {
         if mask.is_none() {
             for token in [0, tokens / 2, tokens - 1] {
                 let alone = attention(q.clone().narrow(1, token, 1), k.clone(), v.clone(), past + token + 1, None);
+                prop_assert_eq!(values(ours.clone().narrow(1, token, 1)), values(alone));
+            }
+        }
+        if mask.is_some() {
+            // The very bits of the same query behind nothing but what it sees.
+            for token in [0, tokens / 2, tokens - 1] {
+                let row = token + span - tokens;
+                let seen = (0..keys - span).chain((0..=row).filter(|c| (row + c) % 2 == 0).map(|c| keys - span + c));
+                let seen: Vec<i32> = seen.map(|key| key as i32).collect();
+                let count = seen.len();
+                let seen = Tensor::<1, Int>::from_data(TensorData::new(seen, [count]), &Device::flex());
+                let of = |x: &Tensor<4>| x.clone().select(2, seen.clone());
+                let alone = attention(q.clone().narrow(1, token, 1), of(&k), of(&v), count, None);
                 prop_assert_eq!(values(ours.clone().narrow(1, token, 1)), values(alone));
             }
         }
