@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cinder::models::decode::{SamplingSettings, generate};
+use cinder::models::decode::{SamplingSettings, generate_with};
 use serde_json::json;
 
 use super::context::{Cache, Context, Usage, Weights};
 use super::memory::Length;
+use super::offload::{self, Offload};
 
 /// Continue a prompt
 ///
@@ -20,6 +21,8 @@ pub struct Args {
     weights: Weights,
     #[command(flatten)]
     cache: Cache,
+    #[command(flatten)]
+    offload: Offload,
     /// The text to continue; it is used as it is, without a chat template
     #[arg(long)]
     prompt: String,
@@ -66,11 +69,14 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         held: asked.min(checkpoint.config().max_context),
         at_once: prompt.len(),
     };
-    let decoder = context.decoder(&checkpoint, args.weights.weights, cached, length)?;
+    let weights = args.weights.weights;
+    let mut model = args
+        .offload
+        .model(context, &checkpoint, weights, cached, length)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
     let mut started = false;
-    let generation = generate(
-        &decoder,
+    let generation = generate_with(
+        model.language_model(),
         &prompt,
         args.max_new_tokens,
         tokenizer.eos_ids(),
@@ -90,7 +96,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .printer
         .stream(&stream.finish()?.unwrap_or_default())?;
     let text = tokenizer.decode(&generation.ids, true)?;
-    let value = json!({
+    let mut value = json!({
         "prompt_ids": prompt,
         "ids": generation.ids,
         "text": text,
@@ -104,6 +110,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "residual_window": cached.residual_window,
         "residual_window_bytes": cached.window_bytes(&checkpoint),
     });
+    let streamed = model.statistics();
+    if let Some(statistics) = &streamed {
+        value["offload"] = serde_json::to_value(statistics)?;
+    }
     context.printer.result(&value, "\n")?;
     if let Some(speed) = generation.tokens_per_second() {
         context.printer.say(&format!(
@@ -111,6 +121,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
             generation.ids.len(),
             generation.prefill_seconds
         ));
+    }
+    if let Some(statistics) = &streamed {
+        context.printer.say(&offload::summary(statistics));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use cinder::fetch::cache_root;
-use cinder::models::Precision;
 use cinder::models::checkpoint::Checkpoint;
+use cinder::models::decode::LanguageModel;
 use cinder::models::decode::offload::{
     OffloadSettings, OffloadSource, OffloadStatistics, StreamedDecoder,
 };
+use cinder::models::{Decoder, Precision};
 
 use super::context::{Cached, Context, Usage};
 use super::format::{bytes, parse_bytes};
@@ -39,21 +40,47 @@ pub struct Offload {
     link_bandwidth: Option<f64>,
 }
 
+/// A model in memory, or one whose blocks are streamed.
+#[allow(clippy::large_enum_variant, reason = "a run has one")]
+pub enum Model {
+    Resident(Decoder),
+    Streamed(StreamedDecoder),
+}
+
+impl Model {
+    /// What decoding runs.
+    pub fn language_model(&mut self) -> &mut dyn LanguageModel {
+        match self {
+            Model::Resident(decoder) => decoder,
+            Model::Streamed(decoder) => decoder,
+        }
+    }
+
+    /// What was streamed, where something was.
+    pub fn statistics(&self) -> Option<OffloadStatistics> {
+        match self {
+            Model::Resident(_) => None,
+            Model::Streamed(decoder) => Some(decoder.statistics()),
+        }
+    }
+}
+
 impl Offload {
-    /// The model with streamed blocks; none where that was not asked for.
+    /// Loads the model the way the options ask for.
     ///
     /// # Errors
-    /// [`Usage`] for options that can not be meant; those of [`StreamedDecoder::new`].
-    pub fn decoder(
+    /// [`Usage`] for options that can not be meant; those of [`Context::decoder`] or [`StreamedDecoder::new`].
+    pub fn model(
         &self,
         context: &Context,
         checkpoint: &Checkpoint,
         weights: Precision,
         cached: Cached,
         length: Length,
-    ) -> Result<Option<StreamedDecoder>> {
+    ) -> Result<Model> {
         let Some(place) = &self.offload else {
-            return Ok(None);
+            let decoder = context.decoder(checkpoint, weights, cached, length)?;
+            return Ok(Model::Resident(decoder));
         };
         if !StreamedDecoder::PRECISIONS.contains(&weights) {
             return Err(Usage::new(
@@ -82,7 +109,7 @@ impl Offload {
         let (device, printer) = (&context.device, &context.printer);
         let mut decoder = StreamedDecoder::new(checkpoint, &settings, device, printer)?;
         decoder.set_cache_format(cached.format)?;
-        Ok(Some(decoder))
+        Ok(Model::Streamed(decoder))
     }
 }
 

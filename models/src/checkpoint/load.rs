@@ -309,7 +309,8 @@ impl<'a> Loader<'a> {
         self.take(name, &[out, input])?;
         let dtype = precision.dtype().unwrap_or(DType::F32);
         if self.hollow {
-            return Ok(Tensor::zeros([1, 1], (self.device, dtype)).expand([out, input]));
+            let zero = Tensor::<2>::zeros([1, 1], (self.device, dtype));
+            return Ok(zero.expand([out, input]));
         }
         let source = self.checkpoint.source();
         let bytes = match source.mapped(name, dtype) {

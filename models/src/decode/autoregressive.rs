@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use super::{Sampler, SamplingSettings};
+use burn::tensor::Tensor;
+
+use super::{LanguageModel, Sampler, SamplingSettings, TreeSlice};
+use crate::cache::KvCache;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 
@@ -41,6 +44,22 @@ pub fn generate(
     settings: SamplingSettings,
     emit: &mut dyn FnMut(u32) -> Result<()>,
 ) -> Result<Generation> {
+    let mut model = Shared(decoder);
+    generate_with(&mut model, prompt, max_new_tokens, eos_ids, settings, emit)
+}
+
+/// [`generate`] with any model, such as one whose blocks are streamed.
+///
+/// # Errors
+/// As [`generate`], and those of the model.
+pub fn generate_with<M: LanguageModel + ?Sized>(
+    decoder: &mut M,
+    prompt: &[u32],
+    max_new_tokens: usize,
+    eos_ids: &[u32],
+    settings: SamplingSettings,
+    emit: &mut dyn FnMut(u32) -> Result<()>,
+) -> Result<Generation> {
     if prompt.is_empty() {
         return Err(Error::Request("the prompt has no tokens".into()));
     }
@@ -57,9 +76,9 @@ pub fn generate(
     let (mut ids, mut prefill_seconds, mut ended) = (Vec::new(), 0.0, false);
     let mut input = prompt.to_vec();
     while ids.len() < max_new_tokens && !ended {
-        let hidden = decoder.hidden(&[input], Some(&mut cache))?;
-        let [_, tokens, width] = hidden.dims();
-        let last = hidden.narrow(1, tokens - 1, 1).reshape([1, width]);
+        let hidden = decoder.hidden(&input, None, &mut cache)?;
+        let tokens = hidden.dims()[0];
+        let last = hidden.narrow(0, tokens - 1, 1);
         let logits = to_f32(decoder.logits(last))?;
         let id = sampler.sample(&logits)?;
         if ids.is_empty() {
@@ -78,7 +97,34 @@ pub fn generate(
     })
 }
 
-fn to_f32(tensor: burn::tensor::Tensor<2>) -> Result<Vec<f32>> {
+/// A decoder that others read too.
+struct Shared<'a>(&'a Decoder);
+
+impl LanguageModel for Shared<'_> {
+    fn max_context(&self) -> usize {
+        self.0.max_context()
+    }
+
+    fn new_cache(&self, capacity: usize) -> KvCache {
+        self.0.new_cache(capacity)
+    }
+
+    fn hidden(
+        &mut self,
+        ids: &[u32],
+        tree: Option<TreeSlice<'_>>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<2>> {
+        let hidden = self.0.hidden_of(&[ids.to_vec()], tree, Some(cache))?;
+        Ok(hidden.flatten(0, 1))
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.0.logits(hidden)
+    }
+}
+
+fn to_f32(tensor: Tensor<2>) -> Result<Vec<f32>> {
     tensor
         .into_data()
         .try_into_vec::<f32>()
