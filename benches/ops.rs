@@ -12,7 +12,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use cinder::models::ops::{self, BlockFormat};
+use cinder::models::ops::{self, BlockFormat, LowBit};
 use cinder::models::projection::{BlockLinear, LowRank, Projection};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -57,16 +57,19 @@ fn linear(c: &mut Criterion) {
                     },
                 );
             }
-            for format in [BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min] {
+            let low = |bits, group| LowBit::new(bits, group).map(BlockFormat::Low);
+            let low = [low(2, 32), low(3, 64), low(4, 64), low(4, 128), low(8, 64)];
+            let own = [BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min];
+            for format in own.into_iter().chain(low.into_iter().flatten()) {
                 let blocks = BlockLinear::quantize(&dense, format).expect("f32");
                 let blocks = Projection::Quantized(blocks);
-                group.bench_with_input(
-                    BenchmarkId::new(format!("ours {format:?}"), rows),
-                    &x,
-                    |b, x| {
-                        b.iter(|| black_box(blocks.forward(x.clone())));
-                    },
-                );
+                let name = match format {
+                    BlockFormat::Low(low) => format!("ours {low}"),
+                    own => format!("ours {own:?}"),
+                };
+                group.bench_with_input(BenchmarkId::new(name, rows), &x, |b, x| {
+                    b.iter(|| black_box(blocks.forward(x.clone())));
+                });
             }
         }
     }

@@ -10,6 +10,7 @@ pub mod ops;
 pub mod precision;
 pub mod progress;
 pub mod projection;
+pub mod substitute;
 #[cfg(test)]
 mod test_data;
 pub mod tokenizer;
@@ -19,3 +20,4 @@ pub use config::ModelConfig;
 pub use decoder::{Decoder, DecoderLayer, Site};
 pub use error::{Error, Hint, Result};
 pub use precision::Precision;
+pub use substitute::{SubstituteSettings, substitute, substitute_layer};

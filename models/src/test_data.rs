@@ -1,6 +1,17 @@
-//! Real files that tests use where they are present.
+//! What several tests use: real files where they are present, and lists of what there is to try.
 
 use std::path::PathBuf;
+
+use crate::ops::{BlockFormat, LowBit};
+
+/// Every block format, those with a minimum in all bits and groups.
+pub(crate) fn block_formats() -> Vec<BlockFormat> {
+    let groups = |bits| LowBit::GROUPS.into_iter().map(move |group| (bits, group));
+    let low = LowBit::BITS.into_iter().flat_map(groups);
+    let low = low.filter_map(|(bits, group)| LowBit::new(bits, group));
+    let own = [BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min];
+    own.into_iter().chain(low.map(BlockFormat::Low)).collect()
+}
 
 /// The default model: the file named by `CINDER_SMOLLM2`, or where `cinder fetch smollm2` puts it.
 /// Where it is absent the test says so and passes.

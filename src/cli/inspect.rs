@@ -108,6 +108,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     if tokens > 0 {
         summary.push((window_label.as_str(), bytes(window)));
     }
+    if let Some(each) = bits_per_weight(&projections) {
+        summary.push(("bits a weight, of low-bit codes", format!("{each:.3}")));
+    }
     let summary = pairs(&summary);
     writeln!(text, "{summary}\n\n{}", site_table(&projections, precision))?;
     if checkpoint.has_latents() {
@@ -205,10 +208,23 @@ fn sites(projections: &[ProjectionInfo], precision: Precision) -> Vec<Value> {
     totals(projections, precision)
         .into_iter()
         .map(|((site, kind), [n, scalars, memory, disk])| {
-            json!({"site": site.name(), "kind": kind, "projections": n, "scalars": scalars,
-                   "bytes": memory, "bytes_on_disk": disk})
+            let mut value = json!({"site": site.name(), "kind": kind, "projections": n, "scalars": scalars,
+                   "bytes": memory, "bytes_on_disk": disk});
+            if kind == "quantized" {
+                value["bits_per_weight"] = json!(8.0 * disk as f64 / scalars as f64);
+            }
+            value
         })
         .collect()
+}
+
+/// What low-bit codes take on disk and in memory, scales, minimums and padding counted; none where there are none.
+fn bits_per_weight(projections: &[ProjectionInfo]) -> Option<f64> {
+    let coded = projections.iter().filter(|p| p.low_bit().is_some());
+    let (weights, bytes) = coded.fold((0, 0), |(weights, bytes), p| {
+        (weights + p.scalars, bytes + p.bytes_on_disk)
+    });
+    (weights > 0).then(|| 8.0 * bytes as f64 / weights as f64)
 }
 
 fn site_table(projections: &[ProjectionInfo], precision: Precision) -> comfy_table::Table {

@@ -6,9 +6,11 @@ mod identity_block;
 mod kv_low_rank;
 mod low_rank;
 mod skipcat;
+mod substitute;
 
 use cinder_models::cache::CacheFormat;
 use cinder_models::checkpoint::SiteRecord;
+use cinder_models::ops::LowBit;
 use cinder_models::{DecoderLayer, ModelConfig, Site};
 use serde_json::Value;
 
@@ -23,6 +25,7 @@ pub use identity_block::IdentityBlockSettings;
 pub use kv_low_rank::KvLowRankSettings;
 pub use low_rank::LowRankSettings;
 pub use skipcat::SkipCatSettings;
+pub use substitute::{Override, SubstitutePass};
 
 /// What a pass has to know of the calibration text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +86,11 @@ pub trait Pass: Send + Sync {
     /// Tokens of the residual window of that cache; 0 where there is none.
     fn residual_window(&self) -> usize {
         0
+    }
+
+    /// Bits of a code and inputs that share a scale, where it stores a projection as low-bit codes.
+    fn low_bit(&self, _projection: &str) -> Option<LowBit> {
+        None
     }
 
     /// The most scalars that its projections may store.
@@ -272,10 +280,11 @@ pub struct Entry {
 }
 
 /// One line per pass.
-pub static REGISTRY: [Entry; 5] = [
+pub static REGISTRY: [Entry; 6] = [
     frontier::ENTRY,
     skipcat::ENTRY,
     low_rank::ENTRY,
     kv_low_rank::ENTRY,
     identity_block::ENTRY,
+    substitute::ENTRY,
 ];

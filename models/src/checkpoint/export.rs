@@ -18,6 +18,7 @@ use super::names::{is_latent, is_pivots, projection_prefix};
 use super::open::Checkpoint;
 use super::output::OutputDirectory;
 use super::pivots::{read_pivots, spread};
+use super::quantized::{is_codes, is_packed};
 use super::source::TensorSource;
 use super::structure::{BasisInfo, ProjectionInfo};
 use super::writer::{StoredDtype, stored_bytes, write_safetensors};
@@ -110,7 +111,16 @@ fn dense_tensors(checkpoint: &Checkpoint, device: &Device, slot: &ErrorSlot) -> 
     for (name, _) in checkpoint.tensors() {
         // What shares a basis is multiplied out where its expansion stands, so that each product is made once.
         let basis = name.ends_with("basis.weight") || is_pivots(&name);
-        if basis || is_latent(&name) {
+        // Scales and minimums go with their codes.
+        let of_codes = is_packed(&name) && !is_codes(&name);
+        if basis || of_codes || is_latent(&name) {
+            continue;
+        }
+        if is_codes(&name) {
+            let prefix = name.strip_suffix(".codes").unwrap_or(&name);
+            if let Some(info) = projections.get(prefix) {
+                tensors.push(dequantized(checkpoint, info, prefix, device, slot));
+            }
             continue;
         }
         let dense = name.replace(".expansion.", ".");
@@ -145,6 +155,35 @@ fn dense_tensors(checkpoint: &Checkpoint, device: &Device, slot: &ErrorSlot) -> 
     }
     tensors.extend(heads::dense_heads(checkpoint, device, slot));
     tensors
+}
+
+/// The weight that codes stand for.
+fn dequantized(
+    checkpoint: &Checkpoint,
+    info: &ProjectionInfo,
+    prefix: &str,
+    device: &Device,
+    slot: &ErrorSlot,
+) -> PackTensor {
+    let (source, path) = (checkpoint.source().clone(), checkpoint.path().to_owned());
+    let (info, device, slot) = (info.clone(), device.clone(), slot.clone());
+    let (name, shape) = (format!("{prefix}.weight"), [info.out, info.input]);
+    let stored = name.clone();
+    deferred(name, DType::F32, Shape::from(shape), None, move || {
+        let missing = || {
+            wrong(
+                &path,
+                &stored,
+                "is stored neither as such nor as codes".into(),
+            )
+        };
+        let quantized = info.quantized.as_ref().ok_or_else(missing);
+        let loaded = quantized.and_then(|quantized| {
+            quantized.load((&*source, &path), (info.out, info.input), None, &device)
+        });
+        let weight = loaded.map_err(|e| slot.put(e))?.to_dense().weight.val();
+        Ok(weight.transpose().into_data())
+    })
 }
 
 /// A projection's weight or bias that is not stored as a dense model has it.

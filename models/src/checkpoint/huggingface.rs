@@ -133,6 +133,10 @@ impl TensorSource for HuggingFaceSource {
         self.file(name)?.read_i32(name)
     }
 
+    fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
+        self.file(name)?.read_bytes(name)
+    }
+
     fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes> {
         self.file(name).ok()?.mapped(name, dtype)
     }

@@ -223,6 +223,15 @@ impl<'a> Loader<'a> {
             let tensor = bias.then(|| self.vector(&format!("{holder}.bias"), info.out));
             tensor.transpose()
         };
+        if let Some(quantized) = &info.quantized {
+            let bias = bias(&prefix)?;
+            self.taken.extend(quantized.names());
+            let from = (&**self.checkpoint.source(), self.checkpoint.path());
+            let (shape, device) = ((info.out, info.input), self.device);
+            return Ok(Projection::Quantized(
+                quantized.load(from, shape, bias, device)?,
+            ));
+        }
         let Some(basis) = info.basis else {
             let bias = bias(&prefix)?;
             let name = format!("{prefix}.weight");
@@ -287,8 +296,8 @@ impl<'a> Loader<'a> {
         self.take(name, &[out, input])?;
         let values = self.checkpoint.source().read_f32(name)?;
         // Rounding would make ordinary numbers of these.
-        let most = f16::MAX.to_f32();
-        if values.iter().any(|v| v.is_nan() || v.abs() > most) {
+        if !Blocks::can_hold(&values) {
+            let most = f16::MAX.to_f32();
             let why = format!(
                 "has values that are not numbers or beyond {most}, which blocks can not hold"
             );

@@ -116,8 +116,8 @@ pub struct SiteRecord {
     /// The pass it belongs to; empty in manifests that do not say.
     #[serde(default)]
     pub pass: String,
-    /// `dense`, `low-rank`, `identity-block`, `shared-basis`, `shared-identity-block`, `pruned`, `group-head` or
-    /// `joint-group-head`.
+    /// `dense`, `low-rank`, `identity-block`, `shared-basis`, `shared-identity-block`, `pruned`, `group-head`,
+    /// `joint-group-head` or `quantized`.
     pub kind: String,
     /// `[out, in]` of the dense map.
     pub shape: [usize; 2],
@@ -131,8 +131,12 @@ pub struct SiteRecord {
     pub scalars: u64,
     /// Stored scalars after / before.
     pub keep_ratio: f64,
-    /// Relative error of the output on the calibration inputs, `‖(W - Ŵ)X‖_F / ‖W X‖_F`.
+    /// Relative error of the output on the calibration inputs, `‖(W - Ŵ)X‖_F / ‖W X‖_F`; of low-bit codes, which are made without
+    /// any, that of the weights, `‖W - Ŵ‖_F / ‖W‖_F`.
     pub error: f64,
+    /// Bits a weight that low-bit codes take, scales, minimums and padding counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_weight: Option<f64>,
     /// What the allocator expects this projection's change to add to the loss, in nats a token.
     #[serde(default)]
     pub predicted_loss: Option<f64>,

@@ -7,13 +7,14 @@ use burn::tensor::DType;
 use super::Checkpoint;
 use super::names::{is_expansion, projection_prefix};
 use super::open::FRAME;
+use super::quantized::{is_codes, is_packed};
 use super::source::TensorInfo;
 use super::structure::{ProjectionInfo, index_bytes};
 use crate::precision::Precision;
 
 impl Checkpoint {
     /// Bytes of all weights in memory at a precision: matrices in it, norms, biases and what rebuilds keys and values from
-    /// latents in f32, and four for each input of an identity block.
+    /// latents in f32, low-bit codes as they are stored, and four for each input of an identity block.
     pub fn memory_bytes(&self, precision: Precision) -> u64 {
         // A matrix beside pivots has an index for each of its columns too.
         let indices = |name: &str, columns: usize| {
@@ -27,6 +28,7 @@ impl Checkpoint {
         };
         let rebuilds = self.rebuilding();
         let bytes = |(name, info): (String, TensorInfo)| match info.shape[..] {
+            _ if is_packed(&name) => info.bytes,
             [out, input] if FRAME.contains(&name.as_str()) => {
                 precision.of_embedding().matrix_bytes(out, input)
             }
@@ -53,6 +55,14 @@ impl Checkpoint {
     pub fn mapped_bytes(&self, precision: Precision) -> u64 {
         let rebuilds = self.rebuilding();
         let mapped = |(name, info): &(String, TensorInfo)| {
+            if is_packed(name) {
+                let dtype = if is_codes(name) {
+                    DType::U8
+                } else {
+                    DType::F16
+                };
+                return self.source().mapped(name, dtype).is_some();
+            }
             let dtype = match rebuilds(name) {
                 true => Some(DType::F32),
                 false => precision.dtype(),

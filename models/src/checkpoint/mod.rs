@@ -21,6 +21,7 @@ mod open;
 mod output;
 mod pivots;
 mod prefix;
+mod quantized;
 mod safetensors_file;
 mod source;
 mod structure;

@@ -30,14 +30,17 @@ const HEAD_GROUPS: [(&str, &str); 2] = [
     ("self_attn.v_proj.groups", "attention.latent.values"),
 ];
 
-/// What a projection or norm may store; anything else (quantised pieces, adapters) is not a plain checkpoint.
-const LEAVES: [&str; 6] = [
+/// What a projection or norm may store; anything else (others' quantised pieces, adapters) is not a plain checkpoint.
+const LEAVES: [&str; 9] = [
     "weight",
     "bias",
     "basis.weight",
     "basis.pivots",
     "expansion.weight",
     "expansion.bias",
+    "codes",
+    "scales",
+    "minimums",
 ];
 
 /// Hugging Face's prefix of a projection, such as `model.layers.3.mlp.up_proj`.

@@ -14,6 +14,7 @@ use super::latent::LatentInfo;
 use super::load::{EMBEDDING, Frame, HEAD, Loader, NORM};
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::names::{is_derived, is_pivots, layer_path};
+use super::quantized::is_packed;
 use super::source::{TensorInfo, TensorSource};
 use super::structure::{ProjectionInfo, Structure};
 use crate::cache::CacheFormat;
@@ -339,12 +340,16 @@ impl Checkpoint {
         !(is_derived(name) || tied_head)
     }
 
-    /// All parameters, tied ones once. Pivots are indices, not parameters.
+    /// All parameters, tied ones once. Pivots are indices, not parameters; of codes, what they stand for counts.
     pub fn parameters(&self) -> u64 {
         let count = |i: &TensorInfo| i.shape.iter().product::<usize>() as u64;
         let tensors = self.tensors();
-        let weights = tensors.iter().filter(|(name, _)| !is_pivots(name));
-        weights.map(|(_, i)| count(i)).sum()
+        let weights = tensors
+            .iter()
+            .filter(|(name, _)| !(is_pivots(name) || is_packed(name)));
+        let projections = self.projections().into_iter();
+        let quantized = projections.filter(|p| p.quantized.is_some());
+        weights.map(|(_, i)| count(i)).sum::<u64>() + quantized.map(|p| p.scalars).sum::<u64>()
     }
 
     /// The stored types, the one with most bytes first, such as `Q4_1+Q8_0+F32`.

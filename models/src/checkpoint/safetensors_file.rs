@@ -153,7 +153,10 @@ impl SafetensorsFile {
         let entry = self.tensors.get(name)?;
         let same = matches!(
             (entry.dtype, dtype),
-            (Dtype::F32, DType::F32) | (Dtype::F16, DType::F16) | (Dtype::BF16, DType::BF16)
+            (Dtype::F32, DType::F32)
+                | (Dtype::F16, DType::F16)
+                | (Dtype::BF16, DType::BF16)
+                | (Dtype::U8, DType::U8)
         );
         let start = usize::try_from(entry.start).ok().filter(|_| same)?;
         let map = self.map.get_or_init(|| {

@@ -26,6 +26,8 @@ pub trait TensorSource: Send + Sync {
     fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
     /// The values of one tensor of 32-bit whole numbers.
     fn read_i32(&self, name: &str) -> Result<Vec<i32>>;
+    /// The stored bytes of one tensor, little-endian.
+    fn read_bytes(&self, name: &str) -> Result<Vec<u8>>;
     /// The values of one tensor where they lie in the file, if it stores them as `dtype` and can be mapped.
     fn mapped(&self, name: &str, dtype: DType) -> Option<Bytes>;
 }

@@ -2,9 +2,11 @@
 
 use super::latent::{LatentInfo, group_prefix};
 use super::names::{projection_prefix, shared_prefix};
+use super::quantized::QuantizedInfo;
 use super::source::{TensorInfo, TensorSource};
 use crate::config::ModelConfig;
 use crate::decoder::Site;
+use crate::ops::LowBit;
 use crate::precision::Precision;
 
 /// One projection as it is stored.
@@ -14,8 +16,8 @@ pub struct ProjectionInfo {
     pub site: Site,
     pub projection: &'static str,
     /// `dense`, `low-rank`, `identity-block`, `shared-basis`, `shared-identity-block`, `group-head` or `joint-group-head` (keys
-    /// and values rebuilt from latents by groups of heads, each from its own or both from one), or `pruned`: dense with
-    /// fewer feed-forward neurons than the configuration says.
+    /// and values rebuilt from latents by groups of heads, each from its own or both from one), `quantized` (low-bit codes), or
+    /// `pruned`: dense with fewer feed-forward neurons than the configuration says.
     pub kind: &'static str,
     /// Output and input width as stored.
     pub out: usize,
@@ -34,12 +36,17 @@ pub struct ProjectionInfo {
     pub(crate) latent: Option<LatentInfo>,
     /// Whether it is a key or value that is rebuilt from the cached latent of a shared basis.
     pub(crate) rebuilt: bool,
+    /// Low-bit codes.
+    pub(crate) quantized: Option<QuantizedInfo>,
 }
 
 impl ProjectionInfo {
     /// Bytes in memory at a precision, without the bias: with pivots, and a shared basis counted as for the scalars. What
-    /// rebuilds keys and values from latents is kept in f32.
+    /// rebuilds keys and values from latents is kept in f32, and codes as they are stored.
     pub fn bytes(&self, precision: Precision) -> u64 {
+        if let Some(quantized) = &self.quantized {
+            return quantized.bytes;
+        }
         if let Some(latent) = &self.latent {
             let groups = latent.groups(self.projection).iter();
             let expansions = groups.map(|(out, rank)| Precision::F32.matrix_bytes(*out, *rank));
@@ -60,6 +67,11 @@ impl ProjectionInfo {
             true => expansion + basis.bytes(self.input, precision),
             false => expansion,
         }
+    }
+
+    /// Bits of a code and inputs that share a scale, where the projection is stored as codes.
+    pub fn low_bit(&self) -> Option<LowBit> {
+        self.quantized.as_ref().map(|quantized| quantized.format)
     }
 
     /// Whether it is a key or value that attention rebuilds from what the KV cache keeps of a shared basis.
@@ -234,7 +246,13 @@ impl Structure<'_> {
             basis: None,
             latent: None,
             rebuilt: false,
+            quantized: QuantizedInfo::find(self.source, &prefix, input),
         };
+        if let Some(quantized) = &info.quantized {
+            info.kind = "quantized";
+            info.bytes_on_disk = quantized.bytes;
+            return info;
+        }
         if ["k", "v"].contains(&projection)
             && let Some(latent) = LatentInfo::find(self.source, layer)
         {

@@ -69,17 +69,24 @@ impl FromStr for StoredDtype {
     }
 }
 
-/// Bytes that a tensor takes in a file. Whole numbers, which are indices, are I32 whatever the weights are.
-pub(crate) fn stored_bytes(tensor: &PackTensor, dtype: StoredDtype) -> u64 {
-    let each = match tensor.dtype.is_int() {
-        true => 4,
-        false => dtype.bytes(),
-    };
-    tensor.shape.iter().product::<usize>() as u64 * each
+/// How a tensor is stored: what its name in safetensors is, and the bytes of one element. Indices are I32, and codes with
+/// their scales U8 and F16, whatever the weights are.
+fn stored_as(tensor: &PackTensor, dtype: StoredDtype) -> (&'static str, u64) {
+    match tensor.dtype {
+        DType::U8 => ("U8", 1),
+        DType::F16 => ("F16", 2),
+        other if other.is_int() => ("I32", 4),
+        _ => (dtype.name(), dtype.bytes()),
+    }
 }
 
-/// Writes `tensors` (f32, drawn one at a time) to `directory/name`, stored as `dtype`, and those of i32 as I32; calls
-/// `step` after each.
+/// Bytes that a tensor takes in a file.
+pub(crate) fn stored_bytes(tensor: &PackTensor, dtype: StoredDtype) -> u64 {
+    tensor.shape.iter().product::<usize>() as u64 * stored_as(tensor, dtype).1
+}
+
+/// Writes `tensors` (f32, drawn one at a time) to `directory/name`, stored as `dtype`, and those of i32, u8 and f16 as they
+/// are; calls `step` after each.
 ///
 /// # Errors
 /// [`Error::Tensor`] for whole numbers of another width.
@@ -98,7 +105,7 @@ pub fn write_safetensors(
     for tensor in &tensors {
         let shape: Vec<usize> = tensor.shape.to_vec();
         let length = stored_bytes(tensor, dtype);
-        let entry = json!({"dtype": stored_name(tensor, dtype), "shape": shape, "data_offsets": [offset, offset + length]});
+        let entry = json!({"dtype": stored_as(tensor, dtype).0, "shape": shape, "data_offsets": [offset, offset + length]});
         header.insert(tensor.name.clone(), entry);
         offset += length;
     }
@@ -114,7 +121,7 @@ pub fn write_safetensors(
     let mut records = Vec::with_capacity(tensors.len());
     for tensor in tensors {
         let (tensor_name, shape) = (tensor.name.clone(), tensor.shape.to_vec());
-        let (type_name, drawn) = (stored_name(&tensor, dtype), tensor.dtype);
+        let (type_name, drawn) = (stored_as(&tensor, dtype).0, tensor.dtype);
         let wrong = |why: String| Error::Tensor {
             path: directory.join(name),
             name: tensor_name.clone(),
@@ -122,7 +129,10 @@ pub fn write_safetensors(
         };
         let bytes = tensor.into_bytes().map_err(|e| wrong(e.to_string()))?;
         let stored = match drawn {
-            DType::I32 => bytes.to_vec(),
+            DType::I32 | DType::U8 => bytes.to_vec(),
+            DType::F16 => finite_halves(&bytes).ok_or_else(|| Error::NonFinite {
+                what: format!("tensor `{tensor_name}`"),
+            })?,
             other if other.is_int() => return Err(wrong(format!("is of {other:?}, not i32"))),
             _ => narrow(&bytes, dtype).ok_or_else(|| Error::NonFinite {
                 what: format!("tensor `{tensor_name}` as {}", dtype.name()),
@@ -150,11 +160,11 @@ pub fn write_safetensors(
     Ok((record, records))
 }
 
-fn stored_name(tensor: &PackTensor, dtype: StoredDtype) -> &'static str {
-    match tensor.dtype.is_int() {
-        true => "I32",
-        false => dtype.name(),
-    }
+/// f16 bytes as they are; none when a value is not finite.
+fn finite_halves(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (values, _) = bytes.as_chunks::<2>();
+    let finite = |v: &[u8; 2]| f16::from_le_bytes(*v).is_finite();
+    values.iter().all(finite).then(|| bytes.to_vec())
 }
 
 /// f32 bytes as `dtype`; none when a value is not finite, before or after.

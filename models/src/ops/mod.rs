@@ -39,7 +39,8 @@ pub(crate) use attention::latent::{Expansion, LateExpansion, Recent, Stored, Val
 pub use backward::{
     attention_backward, cross_entropy, rms_norm_backward, rotate_backward, swiglu_backward,
 };
-pub use blocks::{BLOCK, BlockFormat, Blocks, PANEL};
+pub use blocks::{BLOCK, BlockFormat, Blocks, LowBit, PANEL};
+pub(crate) use blocks::{ends, half, nearest_codes};
 pub use cross_entropy::Target;
 pub use elementwise::log_sum_exp;
 pub use machine::{Machine, machine};
@@ -107,9 +108,9 @@ pub struct BlockTensors {
     pub input: usize,
     /// `[panels, blocks, bytes]`, of u8.
     pub codes: Tensor<3, Int>,
-    /// `[panels, blocks, 16]`, of f16.
+    /// `[panels, groups, 16]`, of f16.
     pub scales: Tensor<3>,
-    /// `[panels, blocks, 16]`, of f16, where the format has minimums.
+    /// `[panels, groups, 16]`, of f16, where the format has minimums.
     pub minimums: Option<Tensor<3>>,
 }
 

@@ -9,7 +9,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::BlockTensors;
-use super::blocks::{BLOCK, BlockFormat, PANEL};
+use super::blocks::{BLOCK, PANEL};
 use super::quantized::{MOST, SMALLEST};
 
 /// See [`super::linear`].
@@ -88,15 +88,25 @@ pub(super) fn block_rows(weight: BlockTensors, ids: &[u32]) -> Tensor<2> {
 pub(super) fn dequantize(weight: BlockTensors) -> Tensor<2> {
     let [panels, blocks, _] = weight.codes.dims();
     let codes = weight.codes.cast(DType::I32);
+    // The quads that lie in the same bytes, one behind the other: codes of `bits` from the lowest bits up.
+    let spread = |bytes: Tensor<3, Int>, bits: usize| {
+        let lines = bytes.dims()[2] / 64;
+        let bytes = bytes.reshape([panels, blocks, lines, 1, PANEL * 4]);
+        let parts = (0..8 / bits).map(|i| {
+            let shifted = bytes.clone().bitwise_right_shift_scalar((i * bits) as i32);
+            shifted.bitwise_and_scalar((1 << bits) - 1)
+        });
+        Tensor::cat(parts.collect(), 3).reshape([panels, blocks, BLOCK / 4, PANEL, 4])
+    };
     // [panels, blocks, quads of inputs, rows, inputs of a quad]
-    let codes = match weight.format {
-        BlockFormat::Q8 => codes.reshape([panels, blocks, BLOCK / 4, PANEL, 4]),
-        BlockFormat::Q4 | BlockFormat::Q4Min => {
-            let pairs = codes.reshape([panels, blocks, BLOCK / 8, 1, PANEL * 4]);
-            let low = pairs.clone().bitwise_and_scalar(15);
-            let high = pairs.bitwise_right_shift_scalar(4);
-            Tensor::cat(vec![low, high], 3).reshape([panels, blocks, BLOCK / 4, PANEL, 4])
+    let codes = match weight.format.bits() {
+        3 => {
+            let pairs = PANEL * BLOCK / 4;
+            let low = spread(codes.clone().narrow(2, 0, pairs), 2);
+            let high = spread(codes.narrow(2, pairs, PANEL * 4), 1);
+            low + high * 4
         }
+        bits => spread(codes, bits),
     };
     // [panels, rows, blocks, inputs of a block]
     let codes = codes
@@ -104,7 +114,13 @@ pub(super) fn dequantize(weight: BlockTensors) -> Tensor<2> {
         .reshape([panels, PANEL, blocks, BLOCK])
         .float()
         .cast(DType::F32);
-    let of_row = |t: Tensor<3>| t.cast(DType::F32).permute([0, 2, 1]).unsqueeze_dim::<4>(3);
+    let (groups, share) = (weight.scales.dims()[1], weight.format.group() / BLOCK);
+    let of_row = |t: Tensor<3>| {
+        let groups_of_row = t.cast(DType::F32).permute([0, 2, 1]).unsqueeze_dim::<4>(3);
+        let each = groups_of_row.repeat_dim(3, share);
+        let each = each.reshape([panels, PANEL, groups * share]);
+        each.narrow(2, 0, blocks).unsqueeze_dim::<4>(3)
+    };
     let zero = f32::from(weight.format.zero());
     let mut values = (codes - zero) * of_row(weight.scales);
     if let Some(minimums) = weight.minimums {

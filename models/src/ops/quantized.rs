@@ -1,5 +1,5 @@
 //! `Y = X Wᵀ` for block-quantised weights: the rows of X are rounded to 16 bits per block of 32, products are summed in
-//! whole numbers within a block, and blocks in f32.
+//! whole numbers within a block, and blocks in f32. The scale of W may be that of several blocks.
 //!
 //! The instructions multiply bytes, so X goes in two: a high and a low byte. With the high one alone, as llama.cpp has it,
 //! products are twice as fast and the default model's perplexity is half a percent worse; decoding, which waits for the
@@ -9,9 +9,9 @@
 
 use half::f16;
 
-use super::blocks::{BLOCK, BlockFormat, BlocksView, PANEL};
+use super::blocks::{BLOCK, BlocksView, PANEL};
 use super::parallel::{self, Parts};
-use super::simd::{self, Kernel, LANES, Simd};
+use super::simd::{Kernel, LANES, Level, Simd};
 
 /// Rows of X that share a walk over a panel.
 const BLOCK_M: usize = 128;
@@ -41,7 +41,17 @@ struct Rounded {
 /// # Panics
 /// When a slice is not as long as the sizes say.
 pub(crate) fn linear(rows: usize, x: &[f32], w: BlocksView<'_>, y: &mut [f32]) {
+    // SAFETY: the best level is one the CPU has.
+    unsafe { linear_at(Level::best(), rows, x, w, y) }
+}
+
+/// [`linear`] with the instructions of a level.
+///
+/// # Safety
+/// The level is [`Level::available`].
+unsafe fn linear_at(level: Level, rows: usize, x: &[f32], w: BlocksView<'_>, y: &mut [f32]) {
     let (panels, blocks) = (w.out.div_ceil(PANEL), w.input.div_ceil(BLOCK));
+    let groups = w.input.div_ceil(w.format.group());
     assert_eq!(x.len(), rows * w.input, "rows of X");
     assert_eq!(y.len(), rows * w.out, "rows of Y");
     assert_eq!(
@@ -49,7 +59,7 @@ pub(crate) fn linear(rows: usize, x: &[f32], w: BlocksView<'_>, y: &mut [f32]) {
         panels * blocks * w.format.code_bytes(),
         "codes"
     );
-    assert_eq!(w.scales.len(), panels * blocks * PANEL, "scales");
+    assert_eq!(w.scales.len(), panels * groups * PANEL, "scales");
     assert!(
         !w.format.has_minimum() || w.minimums.len() == w.scales.len(),
         "minimums"
@@ -57,7 +67,8 @@ pub(crate) fn linear(rows: usize, x: &[f32], w: BlocksView<'_>, y: &mut [f32]) {
     if rows == 0 || panels == 0 {
         return;
     }
-    let rounded = round(rows, x, w.input, w.format.zero());
+    // SAFETY: the level is the caller's.
+    let rounded = unsafe { round(level, rows, x, w.input, w.format.zero()) };
     let row_blocks = rows.div_ceil(BLOCK_M);
     let share = panels_per_task(rows, panels, blocks * w.format.code_bytes());
     let y = Parts::new(y);
@@ -72,10 +83,13 @@ pub(crate) fn linear(rows: usize, x: &[f32], w: BlocksView<'_>, y: &mut [f32]) {
         };
         // SAFETY: lengths are checked above, the ranges are inside them, and no two tasks share a value of y.
         unsafe {
-            match w.format {
-                BlockFormat::Q8 => simd::run(Q8(work)),
-                BlockFormat::Q4 => simd::run(Q4::<false>(work)),
-                BlockFormat::Q4Min => simd::run(Q4::<true>(work)),
+            match (w.format.bits(), w.format.has_minimum()) {
+                (8, false) => level.run(Codes::<8, false>(work)),
+                (8, true) => level.run(Codes::<8, true>(work)),
+                (4, false) => level.run(Codes::<4, false>(work)),
+                (4, true) => level.run(Codes::<4, true>(work)),
+                (3, _) => level.run(Codes::<3, true>(work)),
+                _ => level.run(Codes::<2, true>(work)),
             }
         }
     });
@@ -90,7 +104,11 @@ fn panels_per_task(rows: usize, panels: usize, bytes: usize) -> usize {
     panels.div_ceil(tasks).clamp(least, most.max(least))
 }
 
-fn round(rows: usize, x: &[f32], input: usize, zero: u8) -> Rounded {
+/// Rounds the rows of X.
+///
+/// # Safety
+/// The level is [`Level::available`].
+unsafe fn round(level: Level, rows: usize, x: &[f32], input: usize, zero: u8) -> Rounded {
     let blocks = input.div_ceil(BLOCK);
     let mut out = Rounded {
         codes: vec![0; rows * blocks * 2 * BLOCK],
@@ -120,7 +138,7 @@ fn round(rows: usize, x: &[f32], input: usize, zero: u8) -> Rounded {
             sums: unsafe { sums.pointer().add(first * blocks) },
         };
         // SAFETY: as above; no two tasks share a row.
-        unsafe { simd::run(work) };
+        unsafe { level.run(work) };
     });
     out
 }
@@ -202,44 +220,50 @@ struct Panels<'a> {
     panels: (usize, usize),
 }
 
-/// Codes of 8 bits.
-struct Q8<'a>(Panels<'a>);
-/// Codes of 4 bits, with a minimum or without.
-struct Q4<'a, const MINIMUM: bool>(Panels<'a>);
+/// Codes of some bits, with a minimum or without.
+struct Codes<'a, const BITS: usize, const MINIMUM: bool>(Panels<'a>);
 
-impl Kernel for Q8<'_> {
+impl<const BITS: usize, const MINIMUM: bool> Kernel for Codes<'_, BITS, MINIMUM> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: passed on to the caller.
-        unsafe { self.0.all::<S, false, false>() }
+        unsafe { self.0.all::<S, BITS, MINIMUM>() }
     }
 }
 
-impl<const MINIMUM: bool> Kernel for Q4<'_, MINIMUM> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.0.all::<S, true, MINIMUM>() }
+/// Adds the products of one quad of inputs: 64 codes with the four values of each of `M` rows, high and low bytes.
+#[inline(always)]
+unsafe fn quad<S: Simd, const M: usize>(
+    (high, low): (&mut [S::I; M], &mut [S::I; M]),
+    codes: S::U,
+    x: &[*const i8; M],
+    quad: usize,
+) {
+    for m in 0..M {
+        // SAFETY: the caller's rows are as long as a block.
+        unsafe {
+            let x = x[m].add(quad * 4);
+            high[m] = S::dot_u8(high[m], codes, x);
+            low[m] = S::dot_u8(low[m], codes, x.add(BLOCK));
+        }
     }
 }
 
 impl Panels<'_> {
     #[inline(always)]
-    unsafe fn all<S: Simd, const FOUR: bool, const MINIMUM: bool>(&self) {
+    unsafe fn all<S: Simd, const BITS: usize, const MINIMUM: bool>(&self) {
         for panel in self.panels.0..self.panels.0 + self.panels.1 {
             let (mut row, end) = (self.rows.0, self.rows.0 + self.rows.1);
             while row < end {
                 // SAFETY: passed on to the caller.
                 row += unsafe {
                     match (S::MANY_REGISTERS, end - row) {
-                        (true, 8..) => self.tile::<S, 8, FOUR, MINIMUM>(panel, row),
-                        (true, 4..) => self.tile::<S, 4, FOUR, MINIMUM>(panel, row),
-                        (_, 2..) => self.tile::<S, 2, FOUR, MINIMUM>(panel, row),
-                        _ => self.tile::<S, 1, FOUR, MINIMUM>(panel, row),
+                        (true, 8..) => self.tile::<S, 8, BITS, MINIMUM>(panel, row),
+                        (true, 4..) => self.tile::<S, 4, BITS, MINIMUM>(panel, row),
+                        (_, 2..) => self.tile::<S, 2, BITS, MINIMUM>(panel, row),
+                        _ => self.tile::<S, 1, BITS, MINIMUM>(panel, row),
                     }
                 };
             }
@@ -248,17 +272,16 @@ impl Panels<'_> {
 
     /// `M` rows against one panel. Returns `M`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const FOUR: bool, const MINIMUM: bool>(
+    unsafe fn tile<S: Simd, const M: usize, const BITS: usize, const MINIMUM: bool>(
         &self,
         panel: usize,
         row: usize,
     ) -> usize {
         let blocks = self.w.input.div_ceil(BLOCK);
-        let size = if FOUR {
-            PANEL * BLOCK / 2
-        } else {
-            PANEL * BLOCK
-        };
+        let groups = self.w.input.div_ceil(self.w.format.group());
+        // A group is 1, 2 or 4 blocks.
+        let shift = (self.w.format.group() / BLOCK).trailing_zeros();
+        let size = PANEL * BLOCK / 8 * BITS;
         // SAFETY: `linear` has checked the lengths; panel and rows are inside them. f16 is its bits.
         unsafe {
             let codes = self.w.codes.as_ptr().add(panel * blocks * size);
@@ -267,13 +290,13 @@ impl Panels<'_> {
                 .scales
                 .as_ptr()
                 .cast::<u16>()
-                .add(panel * blocks * PANEL);
+                .add(panel * groups * PANEL);
             let minimums = self
                 .w
                 .minimums
                 .as_ptr()
                 .cast::<u16>()
-                .wrapping_add(panel * blocks * PANEL);
+                .wrapping_add(panel * groups * PANEL);
             let mut acc = [S::splat(0.0); M];
             for block in 0..blocks {
                 let codes = codes.add(block * size);
@@ -286,36 +309,36 @@ impl Panels<'_> {
                     x[m] = x[m].add(at[m] * 2 * BLOCK);
                     low[m] = S::splat_i32(*self.x.starts.as_ptr().add(at[m]));
                 }
-                for group in 0..size / 64 {
-                    let codes = codes.add(group * 64);
+                for line in 0..size / 64 {
+                    let codes = codes.add(line * 64);
                     if M == 1 {
                         S::prefetch(codes.wrapping_add(AHEAD));
                     }
-                    if FOUR {
+                    if BITS == 8 {
+                        quad::<S, M>((&mut high, &mut low), S::load_u8(codes), &x, line);
+                    } else if BITS == 4 {
                         let (first, second) = S::load_nibbles(codes);
-                        for m in 0..M {
-                            let x = x[m].add(group * 8);
-                            high[m] = S::dot_u8(high[m], first, x);
-                            low[m] = S::dot_u8(low[m], first, x.add(BLOCK));
-                            high[m] = S::dot_u8(high[m], second, x.add(4));
-                            low[m] = S::dot_u8(low[m], second, x.add(BLOCK + 4));
-                        }
-                    } else {
-                        let w = S::load_u8(codes);
-                        for m in 0..M {
-                            let x = x[m].add(group * 4);
-                            high[m] = S::dot_u8(high[m], w, x);
-                            low[m] = S::dot_u8(low[m], w, x.add(BLOCK));
+                        quad::<S, M>((&mut high, &mut low), first, &x, 2 * line);
+                        quad::<S, M>((&mut high, &mut low), second, &x, 2 * line + 1);
+                    } else if line < 2 {
+                        let four = match (BITS, line) {
+                            (2, _) => S::load_pairs(codes),
+                            (_, 0) => S::load_threes::<0>(codes, codes.add(128)),
+                            _ => S::load_threes::<4>(codes, codes.add(64)),
+                        };
+                        for i in 0..4 {
+                            quad::<S, M>((&mut high, &mut low), four[i], &x, 4 * line + i);
                         }
                     }
                 }
-                let scale = S::load_f16(scales.add(block * PANEL));
+                let group = (block >> shift) * PANEL;
+                let scale = S::load_f16(scales.add(group));
                 for m in 0..M {
                     let scale = S::mul(scale, S::splat(*self.x.scales.as_ptr().add(at[m])));
                     acc[m] = S::fma(S::to_f32(S::join(high[m], low[m])), scale, acc[m]);
                 }
                 if MINIMUM {
-                    let minimum = S::load_f16(minimums.add(block * PANEL));
+                    let minimum = S::load_f16(minimums.add(group));
                     for m in 0..M {
                         acc[m] =
                             S::fma(minimum, S::splat(*self.x.sums.as_ptr().add(at[m])), acc[m]);
@@ -340,3 +363,39 @@ impl Panels<'_> {
 }
 
 const _: () = assert!(size_of::<f16>() == 2 && PANEL == LANES);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ops::Blocks;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        #[test]
+        fn every_level_gives_the_same_bits(
+            rows in 1usize..12, input in 1usize..300, out in 1usize..40, seed in any::<u64>(),
+            format in prop::sample::select(crate::test_data::block_formats()),
+        ) {
+            let mut state = seed | 1;
+            let mut number = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / 16_777_216.0 - 0.45
+            };
+            let weights: Vec<f32> = (0..out * input).map(|_| number()).collect();
+            let x: Vec<f32> = (0..rows * input).map(|_| number()).collect();
+            let blocks = Blocks::quantize(&weights, out, input, format);
+            let run = |level| {
+                let mut y = vec![0.0; rows * out];
+                // SAFETY: the level is available.
+                unsafe { linear_at(level, rows, &x, blocks.view(), &mut y) };
+                y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let scalar = run(Level::Scalar);
+            for level in Level::available() {
+                prop_assert_eq!(run(level), scalar.clone(), "{:?}", level);
+            }
+        }
+    }
+}

@@ -57,8 +57,8 @@ proptest! {
 
     #[test]
     fn block_linear_is_plain_and_each_row_its_own(
-        rows in 1usize..20, input in 1usize..150, out in 1usize..40,
-        format in prop::sample::select(vec![BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min]),
+        rows in 1usize..20, input in 1usize..300, out in 1usize..40,
+        format in prop::sample::select(crate::test_data::block_formats()),
     ) {
         let x = random([rows, input]);
         let device = Device::flex();
@@ -77,7 +77,7 @@ proptest! {
     #[test]
     fn an_identity_block_is_plain_and_each_row_its_own(
         rows in 1usize..20, rank in 1usize..60, rest in 1usize..90, dtype in dtypes(),
-        format in prop::sample::select(vec![BlockFormat::Q8, BlockFormat::Q4, BlockFormat::Q4Min]),
+        format in prop::sample::select(crate::test_data::block_formats()),
     ) {
         let (device, input) = (Device::flex(), rank + rest);
         let x = random([rows, input]);

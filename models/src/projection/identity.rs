@@ -70,6 +70,24 @@ impl IdentityBasis {
             weight,
         }
     }
+
+    /// The same basis with A' in another form.
+    ///
+    /// # Panics
+    /// When its shape is another.
+    pub(crate) fn with_weight(&self, weight: Matrix) -> Self {
+        let shape = self.weight.as_ref().map(Matrix::shape);
+        assert_eq!(
+            shape,
+            Some(weight.shape()),
+            "the weight's (rank, other inputs)"
+        );
+        IdentityBasis {
+            weight: Some(weight),
+            ..self.clone()
+        }
+    }
+
     /// Applies the map: `[..., in]` to `[..., rank]`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         flattened(input, |x| match (&self.others, &self.weight) {

@@ -24,6 +24,7 @@ pub use identity::IdentityBasis;
 pub use low_rank::LowRank;
 pub use matrix::Matrix;
 pub use quantized::BlockLinear;
+pub(crate) use quantized::Parts;
 
 /// One linear map `y = W x (+ b)` of the decoder, in whichever form a pass left it.
 ///
@@ -39,7 +40,7 @@ pub enum Projection {
     Dense(Linear),
     /// `W ≈ B A`, with an identity block in A or without: see [`LowRank`].
     LowRank(LowRank),
-    /// 8 or 4 bits a weight: see [`BlockLinear`].
+    /// 2 to 8 bits a weight: see [`BlockLinear`].
     Quantized(BlockLinear),
 }
 

@@ -1,4 +1,4 @@
-//! A matrix of 8 or 4 bits a weight.
+//! A matrix of 2 to 8 bits a weight.
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
@@ -6,14 +6,21 @@ use burn::tensor::{Bytes, DType, Device, Int, Tensor, TensorData};
 
 use crate::ops::{self, BlockFormat, BlockTensors, Blocks};
 
-/// A linear map whose weights are codes in blocks of 32 with a scale each: `y = W x + b`.
+/// The stored bytes of a [`BlockLinear`].
+pub(crate) struct Parts {
+    pub codes: Bytes,
+    pub scales: Bytes,
+    pub minimums: Option<Bytes>,
+}
+
+/// A linear map whose weights are codes, with a scale for each block of 32 inputs or some of them: `y = W x + b`.
 #[derive(Module, Debug)]
 pub struct BlockLinear {
     /// `[panels, blocks, bytes]`, u8: see [`Blocks`] for the order.
     codes: Param<Tensor<3, Int>>,
-    /// `[panels, blocks, 16]`, f16.
+    /// `[panels, groups, 16]`, f16.
     scales: Param<Tensor<3>>,
-    /// `[panels, blocks, 16]`, f16.
+    /// `[panels, groups, 16]`, f16.
     minimums: Option<Param<Tensor<3>>>,
     /// `[out]`, f32.
     bias: Option<Param<Tensor<1>>>,
@@ -36,11 +43,31 @@ impl BlockLinear {
             scales,
             minimums,
         } = blocks;
-        let shape = |last: usize| [out.div_ceil(ops::PANEL), input.div_ceil(ops::BLOCK), last];
-        let data = |bytes: Bytes, last, dtype| TensorData::from_bytes(bytes, shape(last), dtype);
-        let codes = data(Bytes::from_elems(codes), format.code_bytes(), DType::U8);
-        let f16s = |values| {
-            let values = data(Bytes::from_elems(values), ops::PANEL, DType::F16);
+        let parts = Parts {
+            codes: Bytes::from_elems(codes),
+            scales: Bytes::from_elems(scales),
+            minimums: format.has_minimum().then(|| Bytes::from_elems(minimums)),
+        };
+        Self::of_parts(format, (out, input), parts, bias, device)
+    }
+
+    /// As [`BlockLinear::new`], of bytes wherever they lie.
+    ///
+    /// # Panics
+    /// When they are not as many as the format has.
+    pub(crate) fn of_parts(
+        format: BlockFormat,
+        (out, input): (usize, usize),
+        parts: Parts,
+        bias: Option<Tensor<1>>,
+        device: &Device,
+    ) -> Self {
+        let panels = out.div_ceil(ops::PANEL);
+        let codes = [panels, input.div_ceil(ops::BLOCK), format.code_bytes()];
+        let codes = TensorData::from_bytes(parts.codes, codes, DType::U8);
+        let groups = [panels, input.div_ceil(format.group()), ops::PANEL];
+        let f16s = |bytes| {
+            let values = TensorData::from_bytes(bytes, groups, DType::F16);
             Param::from_tensor(Tensor::from_data(values, (device, DType::F16)))
         };
         BlockLinear {
@@ -48,8 +75,8 @@ impl BlockLinear {
                 burn::module::ParamId::new(),
                 Tensor::from_data(codes, (device, DType::U8)),
             ),
-            scales: f16s(scales),
-            minimums: format.has_minimum().then(|| f16s(minimums)),
+            scales: f16s(parts.scales),
+            minimums: parts.minimums.map(f16s),
             bias: bias.map(Param::from_tensor),
             format,
             out,
@@ -119,6 +146,11 @@ impl BlockLinear {
     /// `(out, in)` of the map.
     pub fn shape(&self) -> (usize, usize) {
         (self.out, self.input)
+    }
+
+    /// How the weights are coded.
+    pub fn format(&self) -> BlockFormat {
+        self.format
     }
 
     /// Bytes of codes, scales and minimums.

@@ -8,7 +8,7 @@ use super::{CompressedSite, Compression};
 const PROJECTIONS: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
 
 /// Each kind's letter in a figure.
-pub(crate) const KINDS: [(&str, &str); 8] = [
+pub(crate) const KINDS: [(&str, &str); 9] = [
     ("dense", "D"),
     ("low-rank", "L"),
     ("identity-block", "I"),
@@ -17,6 +17,7 @@ pub(crate) const KINDS: [(&str, &str); 8] = [
     ("pruned", "P"),
     ("group-head", "G"),
     ("joint-group-head", "J"),
+    ("quantized", "Q"),
 ];
 
 /// Place of a projection in the order of [`PROJECTIONS`]; unknown ones come last.

@@ -9,6 +9,7 @@ use cinder::compress::passes::{Needs, Pass, PlannedUnit, dense_scalars};
 use cinder::compress::pipeline::{check, projection_scalars, shape_plans};
 use cinder::compress::recipe::{Calibration, Propagate, Recipe};
 use cinder::models::checkpoint::Checkpoint;
+use cinder::models::ops::BlockFormat;
 use cinder::models::{Precision, Site, ops};
 use serde_json::{Value, json};
 
@@ -27,7 +28,8 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
     };
     let width = recipe.output.dtype.bytes();
     let bytes_before = checkpoint.parameters() * width;
-    let bytes_after = (checkpoint.parameters() + after - stored) * width;
+    let (coded, codes) = low_bit(checkpoint, recipe);
+    let bytes_after = (checkpoint.parameters() + after - stored - coded) * width + codes;
     let memory = memory_estimate(checkpoint, recipe);
     let seconds = time_estimate(checkpoint, recipe);
     let (each, disk) = (
@@ -52,7 +54,10 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
         plan.add_row(vec![
             names(unit).join(" "),
             format!("{} × {}", unit.matrix.out, unit.matrix.input),
-            unit.rank.map_or("dense".into(), |r| r.to_string()),
+            match unit.rank {
+                Some(rank) => rank.to_string(),
+                None => coded_as(recipe, &names(unit)),
+            },
             format!("{:.4}", unit.scalars() as f64 / unit.matrix.dense() as f64),
         ]);
     }
@@ -112,6 +117,31 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
     );
     context.printer.result(&value, &text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Weights that become low-bit codes, and the bytes that those take.
+fn low_bit(checkpoint: &Checkpoint, recipe: &Recipe) -> (u64, u64) {
+    let config = checkpoint.config();
+    let (mut weights, mut bytes) = (0, 0);
+    for pass in &recipe.passes {
+        for name in pass.projections() {
+            if let Some(format) = pass.low_bit(name) {
+                let (out, input) = config.projection_shape(name);
+                weights += out * input * config.layers;
+                bytes += BlockFormat::Low(format).bytes(out, input) * config.layers;
+            }
+        }
+    }
+    (weights as u64, bytes as u64)
+}
+
+/// What becomes of projections without a rank.
+fn coded_as(recipe: &Recipe, names: &[&str]) -> String {
+    let format = |name| recipe.passes.iter().find_map(|pass| pass.low_bit(name));
+    match names.first().and_then(|name| format(name)) {
+        Some(format) => format!("{} bits of {}", format.bits(), format.group()),
+        None => "dense".into(),
+    }
 }
 
 /// The most scalars that passes whose plans are not known yet may store, with what they do not touch.

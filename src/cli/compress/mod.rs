@@ -235,6 +235,9 @@ fn outcome_text(outcome: &Outcome) -> String {
             text += &format!("; the last {tokens} tokens as f16 too");
         }
     }
+    if let Some(line) = low_bit(outcome) {
+        text += &line;
+    }
     if m.source.stored_as.contains('Q') {
         text += &format!(
             "\nnote: the source is quantised ({}, {} on disk); its dequantised weights are the baseline here",
@@ -243,6 +246,23 @@ fn outcome_text(outcome: &Outcome) -> String {
         );
     }
     text
+}
+
+/// What low-bit codes take and lose, if there are any.
+fn low_bit(outcome: &Outcome) -> Option<String> {
+    let coded = outcome.manifest.sites.iter();
+    let coded = coded.filter_map(|site| Some((site, site.bits_per_weight?)));
+    let (mut bits, mut weights, mut errors) = (0.0, 0.0, (f64::INFINITY, 0.0f64));
+    for (site, each) in coded {
+        let count = site.shape[0] as f64 * site.shape[1] as f64;
+        (bits, weights) = (bits + each * count, weights + count);
+        errors = (errors.0.min(site.error), errors.1.max(site.error));
+    }
+    (weights > 0.0).then(|| {
+        let each = bits / weights;
+        let (least, most) = errors;
+        format!("\nlow-bit codes: {each:.3} bits a weight; relative error of the weights {least:.4} to {most:.4}")
+    })
 }
 
 /// How many projections are of each kind.

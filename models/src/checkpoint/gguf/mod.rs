@@ -201,6 +201,10 @@ impl TensorSource for GgufSource {
         Err(self.error(name, "is not of whole numbers".into()))
     }
 
+    fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
+        Err(self.error(name, "is not of bytes".into()))
+    }
+
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let stored = self
             .tensors

@@ -340,6 +340,56 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_pairs(from: *const u8) -> [Self::U; 4] {
+        unsafe {
+            let bytes = Self::load_u8(from);
+            let mask = _mm256_set1_epi8(3);
+            let mut all = [bytes; 4];
+            // Shifts are of words: what comes in from the byte beside is masked off.
+            for half in 0..2 {
+                let v = bytes[half];
+                all[0][half] = _mm256_and_si256(v, mask);
+                all[1][half] = _mm256_and_si256(_mm256_srli_epi16::<2>(v), mask);
+                all[2][half] = _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask);
+                all[3][half] = _mm256_and_si256(_mm256_srli_epi16::<6>(v), mask);
+            }
+            all
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_threes<const FIRST: usize>(
+        pairs: *const u8,
+        highest: *const u8,
+    ) -> [Self::U; 4] {
+        unsafe {
+            let mut all = Self::load_pairs(pairs);
+            let bits = Self::load_u8(highest);
+            let mask = _mm256_set1_epi8(4);
+            for half in 0..2 {
+                let v = bits[half];
+                let third = match FIRST {
+                    0 => [
+                        _mm256_slli_epi16::<2>(v),
+                        _mm256_slli_epi16::<1>(v),
+                        v,
+                        _mm256_srli_epi16::<1>(v),
+                    ],
+                    _ => [
+                        _mm256_srli_epi16::<2>(v),
+                        _mm256_srli_epi16::<3>(v),
+                        _mm256_srli_epi16::<4>(v),
+                        _mm256_srli_epi16::<5>(v),
+                    ],
+                };
+                for i in 0..4 {
+                    let third = _mm256_and_si256(third[i], mask);
+                    all[i][half] = _mm256_or_si256(all[i][half], third);
+                }
+            }
+            all
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_u8(acc: Self::I, w: Self::U, x: *const i8) -> Self::I {
         unsafe {
             // The byte product instruction saturates at 16 bits; words do not.

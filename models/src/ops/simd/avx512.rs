@@ -271,6 +271,50 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_pairs(from: *const u8) -> [Self::U; 4] {
+        unsafe {
+            let bytes = _mm512_loadu_si512(from.cast());
+            let mask = _mm512_set1_epi8(3);
+            // Shifts are of words: what comes in from the byte beside is masked off.
+            [
+                _mm512_and_si512(bytes, mask),
+                _mm512_and_si512(_mm512_srli_epi16::<2>(bytes), mask),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask),
+                _mm512_and_si512(_mm512_srli_epi16::<6>(bytes), mask),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_threes<const FIRST: usize>(
+        pairs: *const u8,
+        highest: *const u8,
+    ) -> [Self::U; 4] {
+        unsafe {
+            let pairs = Self::load_pairs(pairs);
+            let bits = _mm512_loadu_si512(highest.cast());
+            let mask = _mm512_set1_epi8(4);
+            let third = match FIRST {
+                0 => [
+                    _mm512_slli_epi16::<2>(bits),
+                    _mm512_slli_epi16::<1>(bits),
+                    bits,
+                    _mm512_srli_epi16::<1>(bits),
+                ],
+                _ => [
+                    _mm512_srli_epi16::<2>(bits),
+                    _mm512_srli_epi16::<3>(bits),
+                    _mm512_srli_epi16::<4>(bits),
+                    _mm512_srli_epi16::<5>(bits),
+                ],
+            };
+            let mut all = pairs;
+            for i in 0..4 {
+                all[i] = _mm512_or_si512(pairs[i], _mm512_and_si512(third[i], mask));
+            }
+            all
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_u8(acc: Self::I, w: Self::U, x: *const i8) -> Self::I {
         unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
     }

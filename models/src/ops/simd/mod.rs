@@ -108,6 +108,11 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn spread_u8(v: Self::U) -> [Self::F; 4];
     /// The low and the high halves of 64 bytes.
     unsafe fn load_nibbles(from: *const u8) -> (Self::U, Self::U);
+    /// The quarters of 64 bytes, of two bits each, the lowest first.
+    unsafe fn load_pairs(from: *const u8) -> [Self::U; 4];
+    /// [`Simd::load_pairs`] with a third bit: in the i-th, that is bit `FIRST + i` of the 64 bytes at `highest`. `FIRST` is 0 or 4.
+    unsafe fn load_threes<const FIRST: usize>(pairs: *const u8, highest: *const u8)
+    -> [Self::U; 4];
     /// In each lane, `acc` plus the lane's four bytes of `w` times the four bytes at `x`.
     unsafe fn dot_u8(acc: Self::I, w: Self::U, x: *const i8) -> Self::I;
 

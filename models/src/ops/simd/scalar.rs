@@ -167,6 +167,21 @@ impl Simd for Scalar {
         (bytes.map(|b| b & 15), bytes.map(|b| b >> 4))
     }
     #[inline(always)]
+    unsafe fn load_pairs(from: *const u8) -> [Self::U; 4] {
+        let bytes = unsafe { Self::load_u8(from) };
+        std::array::from_fn(|i| bytes.map(|b| b >> (2 * i) & 3))
+    }
+    #[inline(always)]
+    unsafe fn load_threes<const FIRST: usize>(
+        pairs: *const u8,
+        highest: *const u8,
+    ) -> [Self::U; 4] {
+        let (pairs, highest) = unsafe { (Self::load_pairs(pairs), Self::load_u8(highest)) };
+        std::array::from_fn(|i| {
+            std::array::from_fn(|j| pairs[i][j] | (highest[j] >> (FIRST + i) & 1) << 2)
+        })
+    }
+    #[inline(always)]
     unsafe fn dot_u8(acc: Self::I, w: Self::U, x: *const i8) -> Self::I {
         let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
         std::array::from_fn(|i| {

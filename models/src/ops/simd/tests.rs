@@ -11,6 +11,7 @@ struct Everything<'a> {
     b: &'a [f32; 16],
     halves: &'a [u16; 32],
     bytes: &'a [u8; 64],
+    more: &'a [u8; 64],
     signed: &'a [i8; 8],
 }
 
@@ -86,6 +87,16 @@ impl Kernel for Everything<'_> {
                 S::store_u8(codes.as_mut_ptr(), v);
                 out.extend(codes.map(u32::from));
             }
+            for four in [
+                S::load_pairs(self.bytes.as_ptr()),
+                S::load_threes::<0>(self.bytes.as_ptr(), self.more.as_ptr()),
+                S::load_threes::<4>(self.more.as_ptr(), self.bytes.as_ptr()),
+            ] {
+                for v in four {
+                    S::store_u8(codes.as_mut_ptr(), v);
+                    out.extend(codes.map(u32::from));
+                }
+            }
             for v in S::spread_u8(S::load_u8(self.bytes.as_ptr())) {
                 S::store(lanes.as_mut_ptr(), v);
                 out.extend(lanes.map(f32::to_bits));
@@ -130,9 +141,10 @@ proptest! {
         for (i, (bits, v)) in bits.iter_mut().zip(&halves).enumerate() {
             *bits = if i < 16 { f16::from_f32(*v).to_bits() } else { bf16::from_f32(*v).to_bits() };
         }
+        let more: [u8; 64] = std::array::from_fn(|i| bytes[63 - i] ^ i as u8);
         let bytes: [u8; 64] = bytes.try_into().expect("64");
         let run = |level: Level| {
-            let work = Everything { a: &a, b: &b, halves: &bits, bytes: &bytes, signed: &signed };
+            let work = Everything { a: &a, b: &b, halves: &bits, bytes: &bytes, more: &more, signed: &signed };
             // SAFETY: the level is available and the arrays are long enough.
             unsafe { level.run(work) }
         };
