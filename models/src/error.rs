@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cache::CacheFormat;
+use crate::decode::offload::{MemoryPlan, megabytes};
 
 /// A suggestion that goes with an error; the command line prints it on its own `hint:` line.
 pub trait Hint {
@@ -71,6 +72,21 @@ pub enum Error {
     )]
     ResidualWindow { tokens: usize, format: CacheFormat },
 
+    /// The file that a model's blocks are streamed from is not what it should be, or no longer.
+    #[error("`{}` {why}", path.display())]
+    Offload {
+        path: PathBuf,
+        why: String,
+        hint: String,
+    },
+
+    /// A budget of memory that does not do even when every block is streamed.
+    #[error(
+        "{} of memory are too little: {} are needed when every block is streamed: {}",
+        megabytes(*allowed), megabytes(plan.total()), plan.parts()
+    )]
+    Budget { plan: MemoryPlan, allowed: u64 },
+
     /// The output can not be written where it was asked for.
     #[error("`{}` {why}", path.display())]
     Output {
@@ -85,6 +101,7 @@ impl Hint for Error {
         match self {
             Error::NotAModel { hint, .. }
             | Error::Unsupported { hint, .. }
+            | Error::Offload { hint, .. }
             | Error::Output { hint, .. } => Some(hint.clone()),
             Error::Corrupt { .. } => {
                 Some("the file is incomplete or altered: fetch it again from its source".into())
@@ -102,6 +119,10 @@ impl Hint for Error {
             Error::CacheFormat { .. } => Some(
                 "cache in f32 or f16, or compress the model so that it caches latents (group-head keys and values)".into(),
             ),
+            Error::Budget { plan, .. } => Some(format!(
+                "give at least {}, or fewer tokens, or narrower weights",
+                megabytes(plan.total())
+            )),
             Error::ResidualWindow { .. } => Some(
                 "cache latents as q8, q4, q3 or q2, or leave the window out".into(),
             ),

@@ -8,7 +8,7 @@ use cinder::eval::{Corpus, CorpusFormat, Half, ModelIdentity, boolq};
 use cinder::fetch::{self, Fetcher};
 use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
-use cinder::models::{Decoder, Error, Hint, Precision};
+use cinder::models::{Decoder, Error, Hint, Precision, SubstituteSettings};
 
 use super::Global;
 use super::memory::{self, Demand, Length};
@@ -181,6 +181,32 @@ impl Context {
     ) -> Result<Decoder> {
         Demand::of(checkpoint, precision, cached, length).check(memory::available_bytes())?;
         let mut decoder = checkpoint.load(precision, &self.device, &self.printer)?;
+        decoder.set_cache_format(cached.format)?;
+        decoder.set_residual_window(cached.residual_window)?;
+        Ok(decoder)
+    }
+
+    /// Makes a low-bit copy of a model, with the model's own kind of cache, after a look at whether it fits in memory.
+    ///
+    /// # Errors
+    /// [`DoesNotFit`](super::memory::DoesNotFit), and those of loading.
+    pub fn substitute(
+        &self,
+        checkpoint: &Checkpoint,
+        settings: &SubstituteSettings,
+        cached: Cached,
+        length: Length,
+    ) -> Result<Decoder> {
+        // Codes of more than 4 bits take no more than those of q8, and others no more than those of q4min.
+        let wide = settings.format.bits() > 4;
+        let size = if wide {
+            Precision::Q8
+        } else {
+            Precision::Q4Min
+        };
+        Demand::of(checkpoint, size, cached, length).check(memory::available_bytes())?;
+        let (device, printer) = (&self.device, &self.printer);
+        let mut decoder = checkpoint.load_substitute(settings, Precision::F32, device, printer)?;
         decoder.set_cache_format(cached.format)?;
         decoder.set_residual_window(cached.residual_window)?;
         Ok(decoder)

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
-use cinder::models::Precision;
 use cinder::models::checkpoint::Checkpoint;
 use cinder::models::decode::SamplingSettings;
 use cinder::models::decode::speculative::{
     Depth, Drafter, ModelDrafter, NGramDrafter, Speculation, SpeculationSettings, Verification,
 };
+use cinder::models::{Decoder, Precision, SubstituteSettings};
 use serde_json::{Value, json};
 
 use super::context::{Cached, Context, Usage};
@@ -20,11 +20,13 @@ const NGRAM: usize = 3;
 /// The options of every verb that can draft.
 #[derive(clap::Args, Clone)]
 pub struct DraftArgs {
-    /// Draft with SPEC and check several tokens in one pass: `q4`, `q4min` or `q8` (a low-bit copy of the model), `ngram[:N]`
-    /// (what followed the last N tokens before), or a MODEL
+    /// Draft with SPEC and check several tokens in one pass: `hqq:4:64`, `q4` or the like (a low-bit copy of the model),
+    /// `ngram[:N]` (what followed the last N tokens before), or a MODEL
     ///
-    /// The text stays the model's own. A copy shares the model's KV cache; a MODEL has its own, and must have the same
-    /// tokenizer.
+    /// The text stays the model's own. `METHOD:BITS:GROUP` makes codes of 2, 3, 4 or 8 bits for groups of 32, 64 or 128 weights
+    /// by `hqq` or `round`; `,head=8` adds a low-bit copy of the output head, `,down=8` other bits for one kind of projection.
+    /// `q4`, `q4min` and `q8` are the formats of `--weights`. A copy shares the model's KV cache; a MODEL has its own, and must
+    /// have the same tokenizer.
     #[arg(long, value_name = "SPEC")]
     draft: Option<String>,
     /// Keep the weights of a drafting MODEL so, as `--weights` does [default: f32]
@@ -57,6 +59,8 @@ enum Spec {
     NGram(usize),
     /// A copy of the model.
     Copy(Precision),
+    /// A copy of the model in codes.
+    Substitute(SubstituteSettings),
     /// Another model, by path or name.
     Model(String),
 }
@@ -76,6 +80,12 @@ impl Spec {
                     "give at least one, such as `ngram:3`",
                 )),
             };
+        }
+        if matches!(name, "hqq" | "round") {
+            let settings = text.parse().map_err(|why: String| {
+                Usage::new(format!("`--draft {text}` is no low-bit copy"), why)
+            })?;
+            return Ok(Spec::Substitute(settings));
         }
         Ok(match text.parse() {
             Ok(precision) => Spec::Copy(precision),
@@ -190,17 +200,23 @@ impl DraftPlan {
         length: Length,
     ) -> Result<Box<dyn Drafter>> {
         let (width, temperature) = (self.width, self.temperature);
+        // What a residual window holds depends on what was cached before it was forgotten.
+        let shared = cached.residual_window == 0;
+        let held = if shared { 0 } else { length.held };
+        let copy_length = Length { held, ..length };
+        let copy = |model: Decoder| -> Box<dyn Drafter> {
+            Box::new(match shared {
+                true => ModelDrafter::shared(Box::new(model), width, temperature),
+                false => ModelDrafter::own(Box::new(model), width, temperature),
+            })
+        };
         Ok(match &self.spec {
             Spec::NGram(longest) => Box::new(NGramDrafter::new(*longest)),
-            // What a residual window holds depends on what was cached before it was forgotten.
-            Spec::Copy(precision) if cached.residual_window > 0 => {
-                let model = context.decoder(target, *precision, cached, length)?;
-                Box::new(ModelDrafter::own(Box::new(model), width, temperature))
-            }
             Spec::Copy(precision) => {
-                let length = Length { held: 0, ..length };
-                let model = context.decoder(target, *precision, cached, length)?;
-                Box::new(ModelDrafter::shared(Box::new(model), width, temperature))
+                copy(context.decoder(target, *precision, cached, copy_length)?)
+            }
+            Spec::Substitute(settings) => {
+                copy(context.substitute(target, settings, cached, copy_length)?)
             }
             Spec::Model(name) => {
                 let draft = context.open(name)?;

@@ -18,6 +18,31 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.1} TB")
 }
 
+/// Bytes as people write them: `500MB`, `1.5 GB`, `2GiB`, or a plain number.
+///
+/// # Errors
+/// A sentence for what is no size.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size: give one such as 500MB, 1.5GB or 2GiB");
+    let text = text.trim();
+    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.'));
+    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024f64.powi(2),
+        "gib" => 1024f64.powi(3),
+        "tib" => 1024f64.powi(4),
+        _ => return Err(wrong()),
+    };
+    Ok((number * unit).round() as u64)
+}
+
 /// A count with thousands separated: `134,515,008`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -66,5 +91,28 @@ mod tests {
         assert_eq!(bytes(98_362_432), "98.4 MB");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(12), "12");
+    }
+
+    #[test]
+    fn sizes_are_read_as_they_are_written() {
+        for (text, wanted) in [
+            ("500MB", 500_000_000),
+            ("1.5 GB", 1_500_000_000),
+            ("2GiB", 2 << 30),
+            ("1e3", 0),
+            ("4096", 4096),
+            ("0.5kib", 512),
+            ("12 b", 12),
+            ("", 0),
+            ("MB", 0),
+            ("-1MB", 0),
+            ("1.2.3MB", 0),
+            ("5 bytes", 0),
+        ] {
+            match wanted {
+                0 => assert!(parse_bytes(text).is_err(), "{text}"),
+                _ => assert_eq!(parse_bytes(text), Ok(wanted), "{text}"),
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::context::{Cache, Context, Usage, Weights};
 use super::draft::DraftArgs;
 use super::memory::Length;
+use super::offload::{self, Offload};
 
 /// Continue a prompt
 ///
@@ -22,6 +23,8 @@ pub struct Args {
     weights: Weights,
     #[command(flatten)]
     cache: Cache,
+    #[command(flatten)]
+    offload: Offload,
     /// The text to continue; it is used as it is, without a chat template
     #[arg(long)]
     prompt: String,
@@ -71,7 +74,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         held: asked.min(checkpoint.config().max_context),
         at_once: prompt.len(),
     };
-    let mut decoder = context.decoder(&checkpoint, args.weights.weights, cached, length)?;
+    let weights = args.weights.weights;
+    let offload = &args.offload;
+    let mut model = offload.model(context, &checkpoint, weights, cached, length)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
     let mut started = false;
     let mut drafter = match &plan {
@@ -89,22 +94,18 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         Ok(())
     };
     let (tokens, eos_ids) = (args.max_new_tokens, tokenizer.eos_ids());
+    let target = model.language_model();
     let (generation, speculation) = match (&plan, &mut drafter) {
         (Some(plan), Some(drafter)) => {
             let settings = plan.settings(settings);
+            let drafter = drafter.as_mut();
             let (generation, found) = speculate(
-                &mut decoder,
-                drafter.as_mut(),
-                &prompt,
-                tokens,
-                eos_ids,
-                &settings,
-                &mut emit,
+                target, drafter, &prompt, tokens, eos_ids, &settings, &mut emit,
             )?;
             (generation, Some((plan, found)))
         }
         _ => {
-            let done = generate(&mut decoder, &prompt, tokens, eos_ids, settings, &mut emit);
+            let done = generate(target, &prompt, tokens, eos_ids, settings, &mut emit);
             (done?, None)
         }
     };
@@ -112,7 +113,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .printer
         .stream(&stream.finish()?.unwrap_or_default())?;
     let text = tokenizer.decode(&generation.ids, true)?;
-    let value = json!({
+    let mut value = json!({
         "prompt_ids": prompt,
         "ids": generation.ids,
         "text": text,
@@ -127,6 +128,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "residual_window_bytes": cached.window_bytes(&checkpoint),
         "speculation": speculation.as_ref().map(|(plan, found)| plan.record(found)),
     });
+    let streamed = model.statistics();
+    if let Some(statistics) = &streamed {
+        value["offload"] = serde_json::to_value(statistics)?;
+    }
     context.printer.result(&value, "\n")?;
     if let Some(speed) = generation.tokens_per_second() {
         context.printer.say(&format!(
@@ -137,6 +142,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     }
     if let Some((plan, found)) = &speculation {
         context.printer.say(&plan.summary(found));
+    }
+    if let Some(statistics) = &streamed {
+        context.printer.say(&offload::summary(statistics));
     }
     Ok(ExitCode::SUCCESS)
 }

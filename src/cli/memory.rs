@@ -86,6 +86,12 @@ impl Demand {
         }
     }
 
+    /// Bytes of the cache and of activations: all but weights.
+    pub fn beside_weights(&self) -> u64 {
+        let cache = self.cache(self.per_token).saturating_add(self.window);
+        self.activations.saturating_add(cache)
+    }
+
     fn cache(&self, per_token: u64) -> u64 {
         per_token.saturating_mul(self.length.held as u64)
     }

@@ -14,6 +14,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod memory;
+mod offload;
 mod report;
 mod sweep;
 mod tokenize;

@@ -4,6 +4,7 @@ mod autoregressive;
 mod chance;
 mod distribution;
 mod model;
+pub mod offload;
 mod sampling;
 pub mod speculative;
 
