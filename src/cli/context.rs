@@ -121,6 +121,18 @@ impl Cached {
         }
     }
 
+    /// This format, with the window that the model declares where the format can have one.
+    ///
+    /// # Errors
+    /// [`Usage`] for a format that this model's cache can not have.
+    pub fn through(checkpoint: &Checkpoint, format: CacheFormat) -> Result<Self> {
+        let cache = Cache {
+            cache: Some(format),
+            residual_window: None,
+        };
+        cache.of(checkpoint)
+    }
+
     /// Bytes that its residual window takes, apart from those of each token.
     pub fn window_bytes(self, checkpoint: &Checkpoint) -> u64 {
         checkpoint.residual_window_bytes(self.residual_window)
