@@ -22,7 +22,8 @@ use crate::calibration::{Moments, SiteInputs};
 use crate::error::Result;
 
 pub use analysis::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
-pub(super) use analysis::{tails, weight};
+pub(super) use analysis::{NO_GRADIENT, raised, tails, weight};
+pub(super) use apply::LEAST_WEIGHT;
 pub(crate) use install::project;
 pub(super) use install::{identity_block, shared_identity_block};
 pub(super) use install::{linear, transposed};

@@ -1,5 +1,7 @@
 //! `cinder sweep`
 
+mod measure;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,22 +13,23 @@ use cinder::compress::pipeline::{
     require_same,
 };
 use cinder::compress::recipe::Recipe;
-use cinder::eval::{Corpus, EvalResult, WindowChoice};
+use cinder::eval::{Corpus, WindowChoice};
+use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::{Checkpoint, OutputDirectory, SWEEP_FILE};
-use cinder::models::{Precision, ops};
+use cinder::models::ops;
 use cinder::reports::{Options, Results, read, write};
 use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::compress::{calibration_text, nothing_to_resume, outcome_json, parse_keep, read_recipe};
-use super::context::{Cached, Context, Usage, Weights};
-use super::eval::{Question, measure, parse_window, parse_windows, write_result};
-use super::format::{bytes, table};
+use super::context::{Context, Usage, Weights};
+use super::eval::{parse_window, parse_windows};
+use measure::{DENSE, points_table, possible};
 
 /// Compress at several keep ratios, measure each, and draw what it costs
 ///
 /// Every recipe is run at every keep ratio, from the same statistics where the calibration is the same. Each model and the
-/// dense one are then measured on every text. The directory gets `models`, `compress` (what each compression reports),
+/// dense one are then measured on every text, through every cache format that is asked for. The directory gets `models`, `compress` (what each compression reports),
 /// `results`, `report` and, last, `sweep.json`. A sweep that was interrupted goes on with `--resume`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -52,6 +55,12 @@ pub struct Args {
     calibration: Option<String>,
     #[command(flatten)]
     weights: Weights,
+    /// Measure each model through KV caches of these formats, as far as it can have them [default: what each declares]
+    ///
+    /// `f32` and `f16` are for every model; `q8`, `q4`, `q3` and `q2` for those that cache latents. Where a model can have none
+    /// of them, it is measured through what it declares.
+    #[arg(long, value_delimiter = ',', value_name = "FORMAT,...")]
+    cache: Vec<CacheFormat>,
     /// The directory to make
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -159,7 +168,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         folder: &folder,
         text: None,
     };
-    let mut rows = vec![sweep.measured("dense", None, || context.open(&args.model))?];
+    let mut rows = vec![sweep.measured(DENSE, None, || context.open(&args.model))?];
     for point in &points {
         rows.push(sweep.point(point)?);
     }
@@ -216,6 +225,7 @@ fn identity(
         "window": args.window,
         "windows": windows.map(|w| format!("{w:?}")),
         "weights": args.weights.weights.name(),
+        "caches": args.cache,
         "discard_models": args.discard_models,
         "device": context.device_name,
         "instructions": ops::instructions(),
@@ -265,8 +275,8 @@ impl Sweep<'_> {
         let (context, name) = (self.context, &point.name);
         let model = self.folder.join("models").join(name);
         let record = self.record(name);
-        let measured = self.texts.iter().all(|t| self.result(name, t).is_file());
-        if !record.is_file() || !(measured || model.is_dir()) {
+        if !record.is_file() || !(model.is_dir() || self.results(name)?.iter().all(|r| r.is_file()))
+        {
             context.printer.say(&format!("{name}: compressing"));
             let settings = json!(point.recipe.used_calibration());
             if self
@@ -296,6 +306,7 @@ impl Sweep<'_> {
             }
             let mut value = outcome_json(&outcome);
             value["path"] = json!(self.args.out.join("models").join(name));
+            value["cache_formats"] = json!(possible(&Checkpoint::open(&model)?));
             let unfinished = record.with_extension("new");
             let mut file = fs::File::create(&unfinished)?;
             writeln!(file, "{value:#}")?;
@@ -316,101 +327,13 @@ impl Sweep<'_> {
         self.folder.join("compress").join(format!("{name}.json"))
     }
 
-    fn result(&self, name: &str, text: &Corpus) -> PathBuf {
-        let file = match self.texts.len() {
-            1 => format!("{name}.json"),
-            _ => format!("{name}-{}.json", text.name.replace(['/', ':'], "-")),
-        };
-        self.folder.join("results").join(file)
-    }
-
-    /// Measures a model on every text, as far as that is not done.
-    fn measured(
-        &self,
-        name: &str,
-        compressed: Option<&Value>,
-        open: impl Fn() -> Result<Checkpoint>,
-    ) -> Result<Value> {
-        let mut row = json!({"name": name, "keep_ratio": 1.0});
-        if let Some(compressed) = compressed {
-            for key in ["keep_ratio", "bytes_after", "directory_bytes", "seconds"] {
-                row[key] = compressed[key].clone();
-            }
-        }
-        let mut perplexities = serde_json::Map::new();
-        for (corpus, text) in self.texts.iter().zip(&self.args.text) {
-            let path = self.result(name, corpus);
-            if !path.is_file() {
-                let model = match compressed {
-                    Some(_) => self
-                        .args
-                        .out
-                        .join("models")
-                        .join(name)
-                        .display()
-                        .to_string(),
-                    None => self.args.model.clone(),
-                };
-                let question = Question {
-                    corpus,
-                    window: self.args.window,
-                    windows: self.args.windows.clone().unwrap_or(WindowChoice::All),
-                    command: self.command(&model, text),
-                    model,
-                    name: None,
-                };
-                let (checkpoint, precision) = (open()?, self.args.weights.weights);
-                let cached = Cached::declared(&checkpoint);
-                let result = measure(self.context, &checkpoint, precision, cached, &question)?;
-                let p = &result.perplexity;
-                self.context.printer.say(&format!(
-                    "{name}: perplexity {:.2} ± {:.2} on {}",
-                    p.perplexity, p.stderr, corpus.name
-                ));
-                write_result(&path, &result)?;
-            }
-            let result: EvalResult = serde_json::from_str(&fs::read_to_string(&path)?)?;
-            let value = json!({"perplexity": result.perplexity.perplexity,
-                "stderr": result.perplexity.stderr,
-                "tokens_per_second": result.perplexity.tokens_per_second});
-            perplexities.insert(corpus.name.clone(), value);
-        }
-        row["texts"] = Value::Object(perplexities);
-        Ok(row)
-    }
-
-    /// The command that measures the same.
-    fn command(&self, model: &str, text: &str) -> String {
-        let mut command = format!(
-            "cinder eval ppl {model} --text {text} --window {}",
-            self.args.window
-        );
-        match &self.args.windows {
-            Some(WindowChoice::First(count)) => command += &format!(" --windows {count}"),
-            Some(WindowChoice::Indices(indices)) => {
-                let list: Vec<String> = indices.iter().map(usize::to_string).collect();
-                command += &format!(" --windows {}", list.join(","));
-            }
-            Some(WindowChoice::All) | None => {}
-        }
-        if self.args.weights.weights != Precision::F32 {
-            command += &format!(" --weights {}", self.args.weights.weights);
-        }
-        command
-    }
-
-    /// The result of a model on each text.
-    fn results(&self, name: &str) -> Vec<PathBuf> {
-        self.texts.iter().map(|t| self.result(name, t)).collect()
-    }
-
     /// Removes what killed runs began and nobody has finished.
     fn tidy(&self, points: &[Point]) -> Result<()> {
         let names = || points.iter().map(|p| p.name.as_str());
         let folder = |name: &str| self.folder.join(name);
-        let mut wanted: Vec<PathBuf> = self.results("dense");
+        let mut wanted: Vec<PathBuf> = self.results(DENSE)?;
         for name in names() {
-            wanted.extend(self.results(name));
+            wanted.extend(self.results(name)?);
             wanted.push(self.record(name));
             wanted.push(folder("models").join(name));
         }
@@ -431,9 +354,9 @@ impl Sweep<'_> {
     }
 
     fn report(&self, points: &[Point]) -> Result<PathBuf> {
-        let mut files = self.results("dense");
+        let mut files = self.results(DENSE)?;
         for point in points {
-            files.extend(self.results(&point.name));
+            files.extend(self.results(&point.name)?);
             files.push(self.record(&point.name));
         }
         let mut results: Results = read(&files)?;
@@ -442,34 +365,4 @@ impl Sweep<'_> {
         write(&results, &self.folder.join("report"), &options)?;
         Ok(self.args.out.join("report").join("report.html"))
     }
-}
-
-fn points_table(rows: &[Value]) -> String {
-    let texts: Vec<&String> = rows
-        .first()
-        .and_then(|r| r["texts"].as_object())
-        .map(|t| t.keys().collect())
-        .unwrap_or_default();
-    let mut head = vec!["point", "keep", "bytes", "seconds"];
-    head.extend(texts.iter().map(|t| t.as_str()));
-    let mut out = table(&head);
-    for row in rows {
-        let number = |key: &str| row[key].as_f64();
-        let mut cells = vec![
-            row["name"].as_str().unwrap_or_default().to_owned(),
-            number("keep_ratio").map_or(String::new(), |v| format!("{v:.4}")),
-            row["bytes_after"].as_u64().map_or(String::new(), bytes),
-            number("seconds").map_or(String::new(), |v| format!("{v:.0}")),
-        ];
-        cells.extend(texts.iter().map(|text| {
-            let measured = &row["texts"][text.as_str()];
-            format!(
-                "{:.3} ± {:.3}",
-                measured["perplexity"].as_f64().unwrap_or(f64::NAN),
-                measured["stderr"].as_f64().unwrap_or(f64::NAN)
-            )
-        }));
-        out.add_row(cells);
-    }
-    out.to_string()
 }
