@@ -14,6 +14,8 @@ mod inspect;
 mod logits;
 mod memory;
 mod report;
+mod search;
+mod sensitivity;
 mod sweep;
 mod tokenize;
 mod verify;
@@ -82,6 +84,8 @@ enum Verb {
     Export(export::Args),
     Verify(verify::Args),
     Sweep(sweep::Args),
+    Search(search::Args),
+    Sensitivity(sensitivity::Args),
     Report(report::Args),
     Demo(demo::Args),
 }
@@ -103,6 +107,8 @@ pub fn run() -> ExitCode {
         Verb::Export(args) => export::run(&context, args),
         Verb::Verify(args) => verify::run(&context, args),
         Verb::Sweep(args) => sweep::run(&context, args),
+        Verb::Search(args) => search::run(&context, args),
+        Verb::Sensitivity(args) => sensitivity::run(&context, args),
         Verb::Report(args) => report::run(&context, args),
         Verb::Demo(args) => demo::run(&context, args),
     });
@@ -152,5 +158,6 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
         .or_else(|| of::<Usage>(error))
         .or_else(|| of::<context::NotFetched>(error))
         .or_else(|| of::<compare::NoResult>(error))
+        .or_else(|| of::<search::NothingWithin>(error))
         .or_else(|| of::<memory::DoesNotFit>(error))
 }
