@@ -233,6 +233,7 @@ fn measure_all(
         let (window, windows) = (question.window, &question.windows);
         let bos = tokenizer.bos_ids();
         let perplexity = perplexity(&decoder, tokens, window, windows, bos, &context.printer)?;
+        let seconds = start.elapsed().as_secs_f64();
         let name = question.name.clone();
         Ok(EvalResult {
             schema: SCHEMA,
@@ -247,7 +248,7 @@ fn measure_all(
             residual_window: cached.residual_window,
             residual_window_bytes: cached.window_bytes(checkpoint),
             command: question.command.clone(),
-            seconds: start.elapsed().as_secs_f64(),
+            seconds,
         })
     };
     questions.iter().zip(&tokens).map(result).collect()

@@ -248,7 +248,7 @@ struct Sweep<'a> {
 impl Sweep<'_> {
     /// Makes and measures one point, as far as an interrupted sweep has not.
     fn point(&mut self, point: &Point) -> Result<Value> {
-        let (context, name) = (self.context, &point.name);
+        let name = &point.name;
         let model = self.folder.join("models").join(name);
         let record = self.record(name);
         let measured = self.texts.iter().all(|t| self.result(name, t).is_file());

@@ -44,7 +44,8 @@ impl Budget {
             let (out, input) = checkpoint.config().projection_shape(p.projection);
             out.min(input) as u64
         });
-        let fixed = (checkpoint.parameters() - projections) * each + 4 * ranks.sum::<u64>();
+        let fixed =
+            checkpoint.parameters().saturating_sub(projections) * each + 4 * ranks.sum::<u64>();
         let dense = checkpoint.parameters() * each;
         if most >= dense {
             return Err(Usage::new(

@@ -1,6 +1,6 @@
 //! The recipes that a search tries: those it is given, each as it is and with one thing changed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use cinder::compress::recipe::Recipe;
@@ -210,7 +210,7 @@ fn base(
     let mut candidate = Candidate {
         name: recipe.name,
         table: text.parse()?,
-        path: Path::new(&path).into(),
+        path,
     };
     if recipe.calibration.is_some() {
         if let Some(corpus) = calibration {
@@ -225,6 +225,8 @@ fn base(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
