@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 
 use crate::compression::Compression;
 use crate::error::ReportError;
+use crate::sensitivity::Measurement;
 
 /// How deep below a given directory results are looked for: `sweep/point/result.json` and some room.
 const MAX_DEPTH: usize = 6;
@@ -30,6 +31,8 @@ pub struct Results {
     pub evaluations: Vec<Evaluation>,
     /// How models were compressed, one entry a manifest or compression result.
     pub compressions: Vec<Compression>,
+    /// How much each site of a model matters, as `cinder sensitivity` measures it.
+    pub sensitivities: Vec<Measurement>,
 }
 
 impl Results {
@@ -46,7 +49,7 @@ impl Results {
     }
 
     fn len(&self) -> usize {
-        self.evaluations.len() + self.compressions.len()
+        self.evaluations.len() + self.compressions.len() + self.sensitivities.len()
     }
 }
 
@@ -54,7 +57,7 @@ impl From<Vec<Evaluation>> for Results {
     fn from(evaluations: Vec<Evaluation>) -> Self {
         Self {
             evaluations,
-            compressions: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -122,6 +125,13 @@ fn read_file(path: &Path, into: &mut Results) -> Result<bool, ReportError> {
     let has = |wanted: &[&str]| wanted.iter().all(|key| keys.contains_key(*key));
     if has(&["schema", "model", "corpus", "perplexity"]) {
         into.evaluations.push(parse(path, &text)?);
+        return Ok(true);
+    }
+    if has(&["schema", "perturbation", "sites", "top_k"]) {
+        into.sensitivities.push(Measurement {
+            file: path.to_path_buf(),
+            result: serde_json::from_str(&text).map_err(|error| json_error(path, &error))?,
+        });
         return Ok(true);
     }
     if has(&["keep_ratio", "sites", "seconds", "path"]) {

@@ -30,6 +30,7 @@ mod markdown;
 mod number;
 mod output;
 mod report;
+mod sensitivity;
 mod wording;
 
 pub use cinder_eval::SCHEMA;
@@ -37,3 +38,4 @@ pub use compression::{CompressedSite, Compression};
 pub use error::ReportError;
 pub use input::{Evaluation, Results, read};
 pub use report::{Options, Report, write};
+pub use sensitivity::Measurement;

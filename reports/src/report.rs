@@ -13,6 +13,7 @@ use crate::html;
 use crate::input::Results;
 use crate::markdown::markdown;
 use crate::output::Staged;
+use crate::sensitivity::SensitivityFigure;
 
 /// Base name of a chart's files.
 fn chart_stem(axis: Axis) -> &'static str {
@@ -168,6 +169,7 @@ impl LayerFigures {
 ///   of the same tokens of the same text.
 /// - With compressions, the heat maps `kept-share-by-layer` and `output-error-by-layer` of at most twelve models, and
 ///   `compression-by-layer.csv` of all.
+/// - With sensitivities, the heat map `sensitivity-by-layer` of each.
 ///
 /// The order of `results` does not matter, and what is given twice counts once.
 ///
@@ -178,7 +180,8 @@ impl LayerFigures {
 pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report, ReportError> {
     let groups = group::group(&results.evaluations)?;
     let models = compression::join(&results.compressions, &results.evaluations)?;
-    if groups.is_empty() && models.is_empty() {
+    let sensitivities = SensitivityFigure::all(&results.sensitivities)?;
+    if groups.is_empty() && models.is_empty() && sensitivities.is_empty() {
         return Err(ReportError::NoResults);
     }
     let figures = groups
@@ -188,7 +191,9 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
     let figures = figures.collect::<Result<Vec<_>, _>>()?;
     let layers = LayerFigures::new(&models)?;
     let layers = layers.as_ref();
-    let page = html::page(&options.title, &groups, &figures, &models, layers)?;
+    let parts = sensitivities.iter().map(SensitivityFigure::section);
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    let page = html::page(&options.title, &groups, &figures, &models, layers, &parts)?;
     let text = markdown(&options.title, &groups, &figures, &models, layers);
 
     let mut staged = Staged::new(out)?;
@@ -199,12 +204,15 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
         .map(|f| (&f.svg, &f.png, &f.drawing));
     let maps = layers.map_or(&[][..], |layers| &layers.figures);
     let maps = maps.iter().map(|f| (&f.svg, &f.png, &f.drawing));
-    for (svg, png, drawing) in charts.chain(maps) {
+    let sites = sensitivities.iter().map(|f| (&f.svg, &f.png, &f.drawing));
+    for (svg, png, drawing) in charts.chain(maps).chain(sites) {
         images.push(staged.add(svg, drawing.as_bytes())?);
         images.push(staged.add(png, &chart::png(drawing)?)?);
     }
     let tables = figures.iter().flatten().map(|f| (&f.csv, &f.table));
-    for (name, table) in tables.chain(layers.map(|layers| (&layers.csv, &layers.table))) {
+    let sites = sensitivities.iter().map(|f| (&f.csv, &f.table));
+    let layers = layers.map(|layers| (&layers.csv, &layers.table));
+    for (name, table) in tables.chain(layers).chain(sites) {
         data.push(staged.add(name, table.as_bytes())?);
     }
     let markdown = staged.add("report.md", text.as_bytes())?;

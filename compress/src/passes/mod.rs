@@ -19,7 +19,9 @@ use crate::calibration::{Moments, SiteInputs};
 use crate::error::{Error, Result};
 
 pub(crate) use factor::project;
-pub use factor::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
+pub use factor::{
+    AlternativePlan, Analysis, FactoredSite, Fallback, Losses, SiteFactoring, UnitPlan,
+};
 pub use frontier::FrontierSettings;
 pub use identity_block::IdentityBlockSettings;
 pub use kv_low_rank::KvLowRankSettings;
@@ -117,6 +119,11 @@ pub trait Pass: Send + Sync {
 
     /// Whether the plan follows from shapes alone.
     fn plans_from_shapes(&self) -> bool;
+
+    /// SHA-256 of the model that something in its settings was measured on; none where they fit any model.
+    fn measured_on(&self) -> Option<&str> {
+        None
+    }
 
     /// What becomes of each layer, from all layers' analyses.
     ///

@@ -46,7 +46,7 @@ pub use manifest::{
 pub use names::{projection_prefix, shared_prefix};
 pub use native::{CompressedWriter, ShardRecord};
 pub use open::{Checkpoint, Format};
-pub use output::{DEMO_FILE, OutputDirectory, SWEEP_FILE};
+pub use output::{DEMO_FILE, OutputDirectory, SEARCH_FILE, SWEEP_FILE};
 pub use source::{TensorInfo, TensorSource};
 pub use structure::ProjectionInfo;
 pub use verify::{Verification, verify};

@@ -6,6 +6,7 @@ mod embedding;
 mod feed_forward;
 mod layer;
 mod rope;
+mod substituted;
 
 use burn::module::Module;
 use burn::nn::RmsNorm;

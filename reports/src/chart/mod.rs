@@ -12,7 +12,7 @@ mod scale;
 
 use crate::error::ReportError;
 use crate::group::Group;
-pub(crate) use heat::{Quantity, svg as heat_map};
+pub(crate) use heat::{Quantity, SITES_TITLE, sites_svg, svg as heat_map};
 pub(crate) use raster::png;
 
 /// Where a chart is shown, which decides its shape.

@@ -4,7 +4,9 @@ mod compression;
 mod parts;
 mod tables;
 
-use maud::{DOCTYPE, PreEscaped, html};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+pub(crate) use parts::download;
 
 use crate::chart::{self, Place};
 use crate::compression::{Compressed, wording as say};
@@ -24,6 +26,7 @@ pub(crate) fn page(
     figures: &[Vec<Figure<'_>>],
     models: &[Compressed<'_>],
     layers: Option<&LayerFigures>,
+    parts: &[Markup],
 ) -> Result<String, ReportError> {
     let mut sections = Vec::new();
     for (index, (group, figure)) in groups.iter().zip(figures).enumerate() {
@@ -68,6 +71,7 @@ pub(crate) fn page(
                     }
                     @for section in &sections { (section) }
                     @if let Some(layers) = layers { (compression::section(layers, models)) }
+                    @for part in parts { (part) }
                     footer { p.muted { "Written by cinder from evaluation results and compression records. Every number traces to a file named beside it or under Provenance." } }
                 }
                 script { (PreEscaped(SCRIPT)) }

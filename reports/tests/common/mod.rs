@@ -62,6 +62,7 @@ pub fn evaluation(
             windows: windows.len() as u64,
             window_indices: windows,
             window_nll,
+            by_position: Vec::new(),
             tokens_per_second: 412.5 + 300.0 * (1.0 - keep_ratio),
             bos_ids: Vec::new(),
         },

@@ -1,16 +1,15 @@
 //! `cinder sweep`
 
+mod make;
 mod measure;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use cinder::compress::calibration::OWN_TEXT;
 use cinder::compress::pipeline::{
-    CalibrationText, Earlier, Job, check, check_identity, check_places, compress, read_identity,
-    require_same,
+    check, check_identity, check_places, read_identity, require_same,
 };
 use cinder::compress::recipe::Recipe;
 use cinder::eval::{Corpus, WindowChoice};
@@ -21,10 +20,12 @@ use cinder::reports::{Options, Results, read, write};
 use fs_err as fs;
 use serde_json::{Value, json};
 
-use super::compress::{calibration_text, nothing_to_resume, outcome_json, parse_keep, read_recipe};
+use super::compress::{nothing_to_resume, parse_keep, read_recipe};
 use super::context::{Context, Usage, Weights};
-use super::eval::{parse_window, parse_windows};
-use measure::{DENSE, points_table, possible};
+use super::eval::{corpora, parse_window, parse_windows};
+use measure::{DENSE, points_table};
+
+pub use make::Maker;
 
 /// Compress at several keep ratios, measure each, and draw what it costs
 ///
@@ -116,20 +117,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     for point in &points {
         check(&checkpoint, &point.recipe)?;
     }
-    let texts = args
-        .text
-        .iter()
-        .map(|text| context.corpus(text))
-        .collect::<Result<Vec<Corpus>>>()?;
-    let mut names: Vec<&str> = texts.iter().map(|t| t.name.as_str()).collect();
-    names.sort_unstable();
-    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Usage::new(
-            format!("two texts are named `{}`", pair[0]),
-            "results are named after the texts: give them different file names",
-        )
-        .into());
-    }
+    let texts = corpora(context, &args.text)?;
     let identity = identity(context, &args, &checkpoint, &points, &texts)?;
     if let Some(earlier) = &earlier {
         let found = read_identity(earlier)?;
@@ -164,9 +152,8 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         args: &args,
         texts: &texts,
         checkpoint: &checkpoint,
-        work: args.work.clone().unwrap_or(own),
+        maker: Maker::new(context, &checkpoint, args.work.clone().unwrap_or(own)),
         folder: &folder,
-        text: None,
     };
     let mut rows = vec![sweep.measured(DENSE, None, || context.open(&args.model))?];
     for point in &points {
@@ -262,56 +249,22 @@ struct Sweep<'a> {
     args: &'a Args,
     texts: &'a [Corpus],
     checkpoint: &'a Checkpoint,
-    work: PathBuf,
+    maker: Maker<'a>,
     /// Where the sweep is being written.
     folder: &'a Path,
-    /// The last calibration text and the settings it was drawn by: points of one recipe share it.
-    text: Option<(Value, Option<CalibrationText>)>,
 }
 
 impl Sweep<'_> {
     /// Makes and measures one point, as far as an interrupted sweep has not.
     fn point(&mut self, point: &Point) -> Result<Value> {
-        let (context, name) = (self.context, &point.name);
+        let name = &point.name;
         let model = self.folder.join("models").join(name);
         let record = self.record(name);
         if !record.is_file() || !(model.is_dir() || self.results(name)?.iter().all(|r| r.is_file()))
         {
-            context.printer.say(&format!("{name}: compressing"));
-            let settings = json!(point.recipe.used_calibration());
-            if self
-                .text
-                .as_ref()
-                .is_none_or(|(known, _)| *known != settings)
-            {
-                let text = calibration_text(context, self.checkpoint, &point.recipe)?;
-                self.text = Some((settings, text));
-            }
-            let text = self.text.as_ref().and_then(|(_, text)| text.as_ref());
-            let job = |resume| Job {
-                checkpoint: self.checkpoint,
-                recipe: &point.recipe,
-                text,
-                out: &model,
-                overwrite: true,
-                resume,
-                work: Some(&self.work),
-                tool_version: env!("CARGO_PKG_VERSION").into(),
-                threads: context.threads,
-            };
-            let job = job(Earlier::of(&model) == Earlier::Interrupted);
-            let outcome = compress(&job, &context.device, &context.printer)?;
-            for warning in &outcome.warnings {
-                context.printer.warn(warning);
-            }
-            let mut value = outcome_json(&outcome);
-            value["path"] = json!(self.args.out.join("models").join(name));
-            value["cache_formats"] = json!(possible(&Checkpoint::open(&model)?));
-            let unfinished = record.with_extension("new");
-            let mut file = fs::File::create(&unfinished)?;
-            writeln!(file, "{value:#}")?;
-            file.sync_all()?;
-            fs::rename(unfinished, &record)?;
+            let shown = self.args.out.join("models").join(name);
+            let folders = (model.as_path(), shown.as_path());
+            self.maker.make(name, &point.recipe, folders, &record)?;
         }
         let compressed: Value = serde_json::from_str(&fs::read_to_string(&record)?)?;
         let mut row = self.measured(name, Some(&compressed), || Ok(Checkpoint::open(&model)?))?;
