@@ -7,6 +7,7 @@ pub mod error;
 mod perplexity;
 mod result;
 pub mod rolling;
+pub mod speculation;
 mod statistics;
 pub mod tasks;
 

@@ -18,9 +18,11 @@ use cinder::reports::{Options, Results, read, write};
 use fs_err as fs;
 use serde_json::{Value, json};
 
-use super::compress::{calibration_text, nothing_to_resume, outcome_json, parse_keep, read_recipe};
-use super::context::{Cached, Context, Usage, Weights};
-use super::eval::{Question, measure, parse_window, parse_windows, write_result};
+use super::compress::{
+    calibration_text, nothing_to_resume, outcome_json, parse_keep, read_recipe, spectra,
+};
+use super::context::{Cached, Context, Usage, Weights, command_line};
+use super::eval::{Question, measure, parse_window, parse_windows, write_lines, write_result};
 use super::format::{bytes, table};
 
 /// Compress at several keep ratios, measure each, and draw what it costs
@@ -291,6 +293,9 @@ impl Sweep<'_> {
             };
             let job = job(Earlier::of(&model) == Earlier::Interrupted);
             let outcome = compress(&job, &context.device, &context.printer)?;
+            if let Some(spectra) = spectra(self.checkpoint, &outcome)? {
+                write_lines(&self.spectra(&point.recipe), &[spectra])?;
+            }
             for warning in &outcome.warnings {
                 context.printer.warn(warning);
             }
@@ -314,6 +319,12 @@ impl Sweep<'_> {
     /// What compressing a point reported.
     fn record(&self, name: &str) -> PathBuf {
         self.folder.join("compress").join(format!("{name}.json"))
+    }
+
+    /// The singular values that a recipe's analyses found: the same at every keep ratio.
+    fn spectra(&self, recipe: &Recipe) -> PathBuf {
+        let file = format!("{}.spectra.json", recipe.name);
+        self.folder.join("compress").join(file)
     }
 
     fn result(&self, name: &str, text: &Corpus) -> PathBuf {
@@ -435,10 +446,16 @@ impl Sweep<'_> {
         for point in points {
             files.extend(self.results(&point.name));
             files.push(self.record(&point.name));
+            let spectra = self.spectra(&point.recipe);
+            if spectra.is_file() && !files.contains(&spectra) {
+                files.push(spectra);
+            }
         }
         let mut results: Results = read(&files)?;
         results.relocate(self.folder, &self.args.out);
-        let options = Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
+        let mut options =
+            Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
+        options.command = Some(command_line());
         write(&results, &self.folder.join("report"), &options)?;
         Ok(self.args.out.join("report").join("report.html"))
     }

@@ -23,6 +23,7 @@ mod pivots;
 mod prefix;
 mod safetensors_file;
 mod source;
+mod spectra;
 mod structure;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use native::{CompressedWriter, ShardRecord};
 pub use open::{Checkpoint, Format};
 pub use output::{DEMO_FILE, OutputDirectory, SWEEP_FILE};
 pub use source::{TensorInfo, TensorSource};
+pub use spectra::{SPECTRA_KIND, SPECTRA_SCHEMA, Spectra, Spectrum};
 pub use structure::ProjectionInfo;
 pub use verify::{Verification, verify};
 pub use writer::{StoredDtype, write_safetensors};
