@@ -9,6 +9,7 @@ mod result;
 pub mod rolling;
 mod schema;
 pub mod sensitivity;
+pub mod speculation;
 mod statistics;
 pub mod tasks;
 

@@ -196,7 +196,7 @@ fn every_number_can_be_traced() {
     for text in
         [report.html, report.markdown].map(|path| fs::read_to_string(path).expect("written"))
     {
-        for Evaluation { file, result } in sample() {
+        for Evaluation { file, result, .. } in sample() {
             for needed in [
                 &result.model.sha256,
                 &result.corpus.sha256,

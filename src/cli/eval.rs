@@ -260,7 +260,7 @@ pub fn write_result(path: &Path, result: &impl Serialize) -> Result<()> {
 }
 
 /// As [`write_result`], one item a line.
-fn write_lines(path: &Path, items: &[impl Serialize]) -> Result<()> {
+pub fn write_lines(path: &Path, items: &[impl Serialize]) -> Result<()> {
     let lines = items
         .iter()
         .map(|item| Ok(serde_json::to_string(item)? + "\n"));

@@ -13,6 +13,7 @@ mod finish;
 mod identity;
 mod inputs;
 mod resume;
+mod spectra;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use cinder_models::checkpoint::{
-    CompressedWriter, DirectoryLock, Manifest, OutputDirectory, ProjectionInfo, sha256,
+    CompressedWriter, DirectoryLock, Manifest, OutputDirectory, ProjectionInfo, Spectrum, sha256,
 };
 use cinder_models::progress::Progress;
 use cinder_models::{Checkpoint, ModelConfig, Precision, ops};
@@ -85,6 +86,8 @@ pub struct Outcome {
     pub stages: Vec<(&'static str, f64)>,
     /// Wall time spent on each of the manifest's sites, as far as this process did it.
     pub site_seconds: Vec<Option<f64>>,
+    /// What the analyses found, where they looked at weights; nothing of a run that had ended before.
+    pub spectra: Vec<Spectrum>,
     /// What the user should know besides, each a sentence.
     pub warnings: Vec<String>,
 }
@@ -156,6 +159,7 @@ fn stages(
         )?);
     }
     stage("analysis", since);
+    let spectra = spectra::spectra(&analyses);
     let since = Instant::now();
     let mut all = analyses.into_iter();
     let plans = plans(&job.recipe.passes, job.checkpoint.config(), |_| {
@@ -175,6 +179,7 @@ fn stages(
     stage("compression", since);
     let mut outcome = finish::finish(job, device, &plans, writer, sites)?;
     outcome.stages = stages;
+    outcome.spectra = spectra;
     Ok(outcome)
 }
 

@@ -4,7 +4,7 @@
 
 use cinder_eval::{CorpusIdentity, EvalResult, ModelIdentity, Perplexity};
 use cinder_models::checkpoint::SiteRecord;
-use cinder_reports::{CompressedSite, Compression, Evaluation, Results};
+use cinder_reports::{CompressedSite, Compression, Details, Evaluation, Results};
 
 const DENSE_SCALARS: u64 = 106_168_320;
 const OTHER_PARAMETERS: u64 = 28_346_688;
@@ -80,6 +80,7 @@ pub fn evaluation(
     Evaluation {
         file: format!("results/{slug}.json").into(),
         result,
+        by_position: Vec::new(),
     }
 }
 
@@ -204,6 +205,7 @@ pub fn compression(recipe: &str, keep_ratio: f64, layers: usize) -> Compression 
         keep_ratio,
         seconds: None,
         sites,
+        details: Details::default(),
     }
 }
 

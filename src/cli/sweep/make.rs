@@ -11,8 +11,15 @@ use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::measure::possible;
-use crate::cli::compress::{calibration_text, outcome_json};
+use crate::cli::compress::{calibration_text, outcome_json, spectra};
 use crate::cli::context::Context;
+use crate::cli::eval::write_lines;
+
+/// Where the singular values go that a recipe's analyses found, beside the record of a model: they are the same at every keep
+/// ratio.
+pub(super) fn spectra_beside(record: &Path, recipe: &Recipe) -> PathBuf {
+    record.with_file_name(format!("{}.spectra.json", recipe.name))
+}
 
 /// Makes models of one checkpoint.
 pub struct Maker<'a> {
@@ -66,6 +73,9 @@ impl<'a> Maker<'a> {
             threads: context.threads,
         };
         let outcome = compress(&job, &context.device, &context.printer)?;
+        if let Some(spectra) = spectra(self.checkpoint, &outcome)? {
+            write_lines(&spectra_beside(record, recipe), &[spectra])?;
+        }
         for warning in &outcome.warnings {
             context.printer.warn(warning);
         }

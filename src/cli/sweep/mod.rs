@@ -21,7 +21,7 @@ use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::compress::{nothing_to_resume, parse_keep, read_recipe};
-use super::context::{Context, Usage, Weights};
+use super::context::{Context, Usage, Weights, command_line};
 use super::eval::{corpora, parse_window, parse_windows};
 use measure::{DENSE, points_table};
 
@@ -280,6 +280,11 @@ impl Sweep<'_> {
         self.folder.join("compress").join(format!("{name}.json"))
     }
 
+    /// The singular values that a recipe's analyses found: the same at every keep ratio.
+    fn spectra(&self, recipe: &Recipe) -> PathBuf {
+        make::spectra_beside(&self.record(&recipe.name), recipe)
+    }
+
     /// Removes what killed runs began and nobody has finished.
     fn tidy(&self, points: &[Point]) -> Result<()> {
         let names = || points.iter().map(|p| p.name.as_str());
@@ -311,10 +316,16 @@ impl Sweep<'_> {
         for point in points {
             files.extend(self.results(&point.name)?);
             files.push(self.record(&point.name));
+            let spectra = self.spectra(&point.recipe);
+            if spectra.is_file() && !files.contains(&spectra) {
+                files.push(spectra);
+            }
         }
         let mut results: Results = read(&files)?;
         results.relocate(self.folder, &self.args.out);
-        let options = Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
+        let mut options =
+            Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
+        options.command = Some(command_line());
         write(&results, &self.folder.join("report"), &options)?;
         Ok(self.args.out.join("report").join("report.html"))
     }
