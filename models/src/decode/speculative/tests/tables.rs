@@ -52,7 +52,7 @@ impl Tables {
         };
         for prefix in texts(vocab, depth) {
             let mut weights = || -> Vec<(u32, f64)> {
-                let weight = |_: &u32| -> f64 { rng.random::<f64>().powi(3) + 1e-3 };
+                let mut weight = |_: &u32| -> f64 { rng.random::<f64>().powi(3) + 1e-3 };
                 (0..vocab as u32).map(|id| (id, weight(&id))).collect()
             };
             let (mut p, mut q) = (weights(), weights());
