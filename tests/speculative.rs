@@ -39,8 +39,8 @@ fn the_real_models_text_is_the_same_with_drafts() {
         (&sampled, &["--draft", "ngram"]),
     ];
     for (prompt, (how, draft)) in prompts.iter().zip(cases) {
-        let plain = generate(model, prompt, "48", &[how, &["--json"]].concat()).json();
-        let ours = generate(model, prompt, "48", &[how, draft, &["--json"]].concat()).json();
+        let plain = generate(model, prompt, "48", &[how, &["--json"][..]].concat()).json();
+        let ours = generate(model, prompt, "48", &[how, draft, &["--json"][..]].concat()).json();
         assert_eq!(ours["ids"], plain["ids"], "{draft:?}: {prompt}");
         assert_eq!(plain["speculation"], Value::Null);
         let found = &ours["speculation"];
@@ -139,11 +139,10 @@ fn a_draft_of_its_own_and_every_verification() {
         "1",
         "--draft",
         "q4",
+        "--draft-depth",
+        "3",
         "--verify",
         "traversal",
     ];
-    assert_eq!(
-        ids(&drawn),
-        ids(&[&drawn[..], &["--draft-depth", "auto"]].concat())
-    );
+    assert_eq!(ids(&drawn), ids(&drawn));
 }

@@ -81,7 +81,7 @@ fn greedy_text_is_the_same_with_any_draft_of_any_shape() {
                     let Depth::Fixed(depth) = depth else {
                         continue;
                     };
-                    if name == "identical" {
+                    if name == "identical" && width == 1 {
                         // All drafted tokens stay, but for the last round, which has no room for more.
                         assert_eq!(found.rounds, 59usize.div_ceil(depth + 1), "{what}");
                         assert!(
@@ -116,7 +116,7 @@ fn a_wider_draft_keeps_more_of_a_low_bit_copy() {
         for first in 2..10 {
             let found = run(&mut target(), &mut drafter, &[1, first], 60, &[], &settings).1;
             total += found.rounds;
-            assert_eq!(found.levels, found.levels.min(4 * found.rounds));
+            assert!(found.levels <= 4 * found.rounds);
         }
         rounds.push(total);
     }
@@ -170,10 +170,10 @@ fn lengths_at_their_limits() {
     let long: Vec<u32> = (0..most as u32 - 9).map(|i| i * 7 % 48).collect();
     for (prompt, n) in [
         (&long[..], 9),
-        (&PROMPT, 1),
-        (&PROMPT, 0),
-        (&PROMPT, 2),
-        (&[1], 20),
+        (&PROMPT[..], 1),
+        (&PROMPT[..], 0),
+        (&PROMPT[..], 2),
+        (&[1][..], 20),
     ] {
         let expected = plain(&mut model, prompt, n, &[]);
         for (width, depth) in [
@@ -196,7 +196,7 @@ fn lengths_at_their_limits() {
     }
     let mut drafter = NGramDrafter::new(3);
     let settings = settings(SamplingSettings::GREEDY, Depth::Auto);
-    for (prompt, n) in [(&[][..], 3), (&long, 10)] {
+    for (prompt, n) in [(&[][..], 3), (&long[..], 10)] {
         let emit = &mut |_| Ok(());
         assert!(speculate(&mut model, &mut drafter, prompt, n, &[], &settings, emit).is_err());
     }
