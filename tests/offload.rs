@@ -14,7 +14,14 @@ fn model() -> String {
 }
 
 fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let first = ["generate", model, "--prompt", "a b", "--max-new-tokens", "8"];
+    let first = [
+        "generate",
+        model,
+        "--prompt",
+        "a b",
+        "--max-new-tokens",
+        "8",
+    ];
     [&first, more].concat()
 }
 
@@ -29,7 +36,10 @@ fn snapshot(name: &str, code: i32, run: &Run, folder: &Path) {
     let escape = |path: &Path| arg(path).replace('.', r"\.");
     settings.add_filter(&escape(folder), "[folder]");
     settings.add_filter(&escape(&goldens("")), "[goldens]/");
-    settings.add_filter(r"first after .* tokens/s", "first after [N] s, then [N] tokens/s");
+    settings.add_filter(
+        r"first after .* tokens/s",
+        "first after [N] s, then [N] tokens/s",
+    );
     settings.add_filter(r": (direct|buffered) \([^)]*\)", ": [reading]");
     settings.add_filter(r"\d+ % of [\d.]+ s", "[N] % of [N] s");
     settings.bind(|| insta::assert_snapshot!(name.to_owned(), run.snapshot()));
@@ -88,10 +98,7 @@ fn what_can_not_be_meant_is_refused() {
         ("no-rate", &["--offload", "memory", "--link-bandwidth", "0"]),
         ("codes", &["--offload", "memory", "--weights", "q4"]),
         ("no-file", &["--offload", ""]),
-        (
-            "rate-without-offload",
-            &["--link-bandwidth", "1"],
-        ),
+        ("rate-without-offload", &["--link-bandwidth", "1"]),
     ];
     for (name, more) in usage {
         snapshot(name, 2, &generate(more), folder.path());

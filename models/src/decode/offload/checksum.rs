@@ -50,9 +50,9 @@ impl Checksum {
             0 => P5,
             _ => {
                 let rotated = [(a, 1), (b, 7), (c, 12), (d, 18)];
-                let sum = rotated
-                    .iter()
-                    .fold(0u64, |sum, (lane, by)| sum.wrapping_add(lane.rotate_left(*by)));
+                let sum = rotated.iter().fold(0u64, |sum, (lane, by)| {
+                    sum.wrapping_add(lane.rotate_left(*by))
+                });
                 self.lanes.iter().fold(sum, |sum, lane| {
                     (sum ^ round(0, *lane)).wrapping_mul(P1).wrapping_add(P4)
                 })

@@ -101,7 +101,11 @@ impl Reader {
     /// # Errors
     /// What reading has failed with; [`Error::Request`] once it has.
     pub fn block(&mut self, wanted: usize) -> Result<BlockBytes> {
-        let over = || Error::Request("the model's blocks can no longer be read: see the error before this one".into());
+        let over = || {
+            Error::Request(
+                "the model's blocks can no longer be read: see the error before this one".into(),
+            )
+        };
         let ends = self.ends.as_ref().ok_or_else(over)?;
         loop {
             let loaded = ends.loaded.recv().map_err(|_| over())??;
@@ -178,14 +182,19 @@ impl Work {
             }
             let start = Instant::now();
             self.source.read(&self.layout, block, index * piece, part)?;
-            self.counts.bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
+            self.counts
+                .bytes
+                .fetch_add(part.len() as u64, Ordering::Relaxed);
             // While the bytes are still near; a simulated link's wait covers it.
             let read = Instant::now();
             sum.update(part);
             let checked = read.elapsed();
             self.link.carry(start, part.len());
             add(&self.counts.checking, checked);
-            add(&self.counts.reading, start.elapsed().saturating_sub(checked));
+            add(
+                &self.counts.reading,
+                start.elapsed().saturating_sub(checked),
+            );
         }
         match sum.finish(&[]) == entry.checksum {
             true => Ok(Some(())),

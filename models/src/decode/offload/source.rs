@@ -209,7 +209,9 @@ impl BlockSource {
         };
         file.check().err().unwrap_or_else(|| Error::Offload {
             path: file.path.clone(),
-            why: format!("is damaged: block {block} is not what was written (its checksum differs)"),
+            why: format!(
+                "is damaged: block {block} is not what was written (its checksum differs)"
+            ),
             hint: remake(&file.path),
         })
     }
