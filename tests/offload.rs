@@ -103,7 +103,7 @@ fn what_can_not_be_meant_is_refused() {
     for (name, more) in usage {
         snapshot(name, 2, &generate(more), folder.path());
     }
-    let run = generate(&["--offload", arg(&file), "--memory", "100kB"]);
+    let run = generate(&["--offload", arg(&file), "--memory", "50kB"]);
     snapshot("too-little-memory", 1, &run, folder.path());
     assert!(!file.exists());
     std::fs::write(&file, "text").expect("writes");

@@ -109,18 +109,6 @@ impl StreamedDecoder {
         }
         let wanted = write::layout(checkpoint, settings.weights, device)?;
         let plan = plan(checkpoint, &wanted, settings)?;
-        Self::build(checkpoint, settings, wanted, plan, device, progress)
-    }
-
-    /// [`StreamedDecoder::new`] with a plan.
-    pub(super) fn build(
-        checkpoint: &Checkpoint,
-        settings: &OffloadSettings,
-        wanted: Layout,
-        plan: MemoryPlan,
-        device: &Device,
-        progress: &dyn Progress,
-    ) -> Result<Self> {
         let (layout, mut source) = match &settings.source {
             OffloadSource::Memory => {
                 let (layout, buffers) = write::in_memory(checkpoint, wanted, device, progress)?;

@@ -34,6 +34,12 @@ pub(super) fn layout(
             "blocks are streamed in f32, f16 or bf16: what is run from a disk is the model itself, to its last bit",
         ));
     }
+    if (checkpoint.projections().iter()).any(|projection| projection.quantized.is_some()) {
+        return Err(unsupported(
+            "streaming blocks that are stored as codes".into(),
+            "codes are made for a draft, which stays in memory; stream the model that they were made of",
+        ));
+    }
     if checkpoint.has_latents() {
         return Err(unsupported(
             "streaming blocks whose keys and values are rebuilt from latents".into(),
