@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use self::budget::{Budget, middle, parse_increase};
 use self::candidates::{Candidate, candidates};
 use super::compress::{nothing_to_resume, parse_keep};
-use super::context::{Cached, Context, Usage};
+use super::context::{Cached, Context};
 use super::eval::{Question, measure, parse_window, write_result};
 use super::format::{bytes, table};
 use super::sweep::Maker;

@@ -13,7 +13,7 @@ use cinder::compress::pipeline::{CalibrationText, StatisticsJob, require_form, s
 use cinder::compress::recipe::Recipe;
 use cinder::eval::sensitivity::{CalibratedOn, Perturbed};
 use cinder::eval::{Probe, ReferenceQuestion, Sensitivity, SiteSensitivity, WindowChoice};
-use cinder::models::checkpoint::{Checkpoint, DirectoryLock};
+use cinder::models::checkpoint::DirectoryLock;
 use cinder::models::progress::Progress as _;
 use cinder::models::{Precision, Site, ops};
 use serde_json::{Value, json};

@@ -110,7 +110,7 @@ pub(crate) fn sites_svg(result: &Sensitivity, place: Place) -> Result<String, Re
             canvas.rectangle((x, y), (x + across - gap, y + DOWN - 1.0), colour, 1.0)?;
         }
         canvas.text("layer", (left - 8.0, bottom + 15.0), Anchor::End, plain)?;
-        let every = [1, 2, 5, 10, 20, 50, 100].into_iter();
+        let mut every = [1, 2, 5, 10, 20, 50, 100].into_iter();
         let every = every.find(|e| across * *e as f64 >= 22.0).unwrap_or(200);
         for layer in (0..layers).step_by(every) {
             let x = left + across * (layer as f64 + 0.5);
