@@ -105,7 +105,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         write_lines(path, &documents)?;
     }
     let documents_file = args.documents.as_ref().map(|path| {
-        Ok::<_, cinder::models::Error>(FileIdentity {
+        Ok::<_, anyhow::Error>(FileIdentity {
             path: path.display().to_string(),
             sha256: sha256_file(path)?,
         })
