@@ -154,6 +154,8 @@ fn draw_panel(sketch: &mut Sketch, panel: &Panel, left: f64, label: f64, scale: 
         if phone {
             let limit = sketch.inner();
             let name = font::fit(&bar.label, TEXT, false, limit);
+            let end = left + font::width(&name, TEXT, false) + 2.0;
+            sketch.rectangle((left, y + 2.0), (end, y + 16.0), PAPER, 1.0);
             sketch.text(&name, (left, y + 13.0), Anchor::Start, STRONG);
         } else {
             let name = font::fit(&bar.label, TEXT, false, label);
