@@ -3,7 +3,7 @@
 use super::Place;
 use super::canvas::Anchor;
 use super::font;
-use super::palette::{AXIS, GRID, INK, SERIES};
+use super::palette::{AXIS, GRID, INK, PAPER, SERIES};
 use super::scale::Scale;
 use super::sketch::{MIDDLE, Mark, PLAIN, STRONG, Sketch, TEXT, Words};
 use crate::error::ReportError;
@@ -95,7 +95,8 @@ pub(crate) fn svg(bars: &Bars, place: Place) -> Result<String, ReportError> {
             sketch.cursor = start;
             let left = sketch.margin + (wide + GUTTER) * column as f64;
             let bar_left = match sketch.phone() {
-                true => left,
+                // Half of the axis' first number stands to the left of it.
+                true => left + 6.0,
                 false => left + label + 8.0,
             };
             let high = if bars.shared { shared } else { most(panel) };
@@ -142,6 +143,10 @@ fn draw_panel(sketch: &mut Sketch, panel: &Panel, left: f64, label: f64, scale: 
         sketch.line(&[(x, top), (x, bottom)], GRID, 1.0);
         sketch.text(&tick.label, (x, bottom + 15.0), Anchor::Middle, PLAIN);
     }
+    if let Some(value) = panel.reference {
+        let x = scale.at(value);
+        sketch.dashed((x, top), (x, bottom), INK, 1.25);
+    }
     for (index, bar) in panel.bars.iter().enumerate() {
         let y = top + row * index as f64;
         let from = if phone { y + 17.0 } else { y + 4.0 };
@@ -149,6 +154,8 @@ fn draw_panel(sketch: &mut Sketch, panel: &Panel, left: f64, label: f64, scale: 
         if phone {
             let limit = sketch.inner();
             let name = font::fit(&bar.label, TEXT, false, limit);
+            let end = left + font::width(&name, TEXT, false) + 2.0;
+            sketch.rectangle((left, y + 2.0), (end, y + 16.0), PAPER, 1.0);
             sketch.text(&name, (left, y + 13.0), Anchor::Start, STRONG);
         } else {
             let name = font::fit(&bar.label, TEXT, false, label);
@@ -178,12 +185,13 @@ fn draw_panel(sketch: &mut Sketch, panel: &Panel, left: f64, label: f64, scale: 
                 sketch.line(&[(x, middle - CAP), (x, middle + CAP)], INK, 1.25);
             }
         }
-        let at = (scale.at(bar.end()) + 6.0, middle + TEXT * MIDDLE);
+        let behind = scale.at(bar.end()) + 6.0;
+        // Lines pause behind a value.
+        let end = behind + font::width(&bar.shown, TEXT, false);
+        let (above, below) = (middle - TEXT / 2.0, middle + TEXT / 2.0);
+        sketch.rectangle((behind - 1.0, above), (end + 1.0, below), PAPER, 1.0);
+        let at = (behind, middle + TEXT * MIDDLE);
         sketch.text(&bar.shown, at, Anchor::Start, STRONG);
-    }
-    if let Some(value) = panel.reference {
-        let x = scale.at(value);
-        sketch.dashed((x, top), (x, bottom), INK, 1.25);
     }
     let axis = [(scale.pixels.0, top), (scale.pixels.0, bottom)];
     sketch.line(&axis, AXIS, 1.0);

@@ -74,7 +74,7 @@ const CAP: f64 = 4.0;
 /// Height of a plot that stands alone, and of one among several.
 const ALONE: f64 = 300.0;
 const AMONG: f64 = 150.0;
-const GUTTER: f64 = 18.0;
+const GUTTER: f64 = 28.0;
 
 /// Draws `lines` as an SVG document (or element, in the page).
 pub(crate) fn svg(lines: &Lines, place: Place) -> Result<String, ReportError> {
