@@ -139,8 +139,21 @@ fn help_of_every_verb() {
     let bench = Bench::new();
     bench.snapshot("help", &cinder(&["--help"]));
     for verb in [
-        "fetch", "inspect", "tokenize", "logits", "compress", "generate", "bench", "export",
-        "verify", "report", "demo", "sweep",
+        "fetch",
+        "inspect",
+        "tokenize",
+        "logits",
+        "compress",
+        "generate",
+        "bench",
+        "export",
+        "verify",
+        "report",
+        "demo",
+        "sweep",
+        "search",
+        "sensitivity",
+        "compare",
     ] {
         bench.snapshot(&format!("help-{verb}"), &cinder(&[verb, "--help"]));
     }

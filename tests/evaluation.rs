@@ -232,6 +232,57 @@ fn per_word_and_per_byte() {
 }
 
 #[test]
+fn several_texts_in_one_run() {
+    let bench = Bench::new();
+    let other = bench.path("other.txt");
+    std::fs::write(&other, "Something else altogether. ".repeat(60)).expect("writes");
+    let ppl = |texts: &[&str], more: &[&str]| {
+        let arguments = [
+            "eval",
+            "ppl",
+            &bench.dense,
+            "--window",
+            "200",
+            "--windows",
+            "2",
+            "--quiet",
+            "--threads",
+            "2",
+        ];
+        let texts: Vec<&str> = texts.iter().flat_map(|text| ["--text", *text]).collect();
+        cinder(&[&arguments[..], &texts, more].concat())
+    };
+    let out = bench.path("results/dense.json");
+    let both = ppl(&[&bench.text, &other], &["--out", &out, "--json"]).json();
+    for (index, name) in ["text", "other"].into_iter().enumerate() {
+        let path = bench.path(&format!("results/dense-{name}.txt.json"));
+        let written = std::fs::read_to_string(path).expect("reads");
+        let written: serde_json::Value = serde_json::from_str(&written).expect("JSON");
+        assert_eq!(written, both["results"][index]);
+    }
+    // Each as it is alone, and by position: 1 to 64, 65 to 128 and 129 to 199 tokens before.
+    let alone = ppl(&[&other], &["--json"]).json();
+    assert_eq!(alone["window_nll"], both["results"][1]["window_nll"]);
+    let at = alone["by_position"].as_array().expect("a list");
+    let bounds: Vec<_> = at.iter().map(|a| (&a["from"], &a["to"])).collect();
+    assert_eq!(format!("{bounds:?}").matches("Number").count(), 6);
+    let weighed = at.iter().map(|a| {
+        let number = |key: &str| a[key].as_f64().expect("a number");
+        (number("to") - number("from") + 1.0) * number("mean_nll")
+    });
+    let mean = weighed.sum::<f64>() / 199.0;
+    let perplexity = alone["perplexity"].as_f64().expect("a number");
+    assert!((mean.exp() / perplexity - 1.0).abs() < 1e-9);
+    bench.snapshot("ppl-same-names", &ppl(&[&other, &other], &[]));
+    let schema = cinder(&["eval", "ppl", "--print-schema"]);
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/result.schema.json");
+    assert_eq!(
+        schema.stdout,
+        std::fs::read_to_string(committed).expect("reads")
+    );
+}
+
+#[test]
 fn pairs_of_results() {
     let bench = Bench::new();
     let result = |name: &str, model: &str, windows: &str| {

@@ -35,7 +35,7 @@ fn golden(family: &str) -> Golden {
 }
 
 /// Logits of every kept position within 1e-4, and the greedy continuation token for token.
-fn agrees(decoder: &Decoder, golden: &Golden) {
+fn agrees(mut decoder: Decoder, golden: &Golden) {
     let hidden = decoder
         .hidden(std::slice::from_ref(&golden.ids), None)
         .expect("runs");
@@ -54,7 +54,7 @@ fn agrees(decoder: &Decoder, golden: &Golden) {
     }
     let settings = SamplingSettings::GREEDY;
     let generation = generate(
-        decoder,
+        &mut decoder,
         &golden.ids[..8],
         golden.greedy.len(),
         &[],
@@ -68,7 +68,7 @@ macro_rules! families {
     ($($name:ident: $folder:literal),* $(,)?) => {
         $(#[test]
         fn $name() {
-            agrees(&load(goldens().join("families").join($folder)), &golden($folder));
+            agrees(load(goldens().join("families").join($folder)), &golden($folder));
         })*
     };
 }
@@ -90,7 +90,7 @@ fn gguf_files_give_the_same_logits() {
         ("tiny-qwen2.gguf", "qwen2"),
         ("tiny-qwen3.gguf", "qwen3"),
     ] {
-        agrees(&load(goldens().join("gguf").join(file)), &golden(family));
+        agrees(load(goldens().join("gguf").join(file)), &golden(family));
     }
 }
 
@@ -110,7 +110,7 @@ fn older_configurations_mean_the_same() {
             folder.path().join("model.safetensors"),
         )
         .expect("copies");
-        agrees(&load(folder.path().into()), &golden(family));
+        agrees(load(folder.path().into()), &golden(family));
     }
 }
 

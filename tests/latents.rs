@@ -232,3 +232,82 @@ fn a_residual_window() {
     assert_eq!(kept(&["--cache", "f16"]), Some(0));
     assert_eq!(kept(&["--residual-window", "0"]), Some(0));
 }
+
+/// A sweep measures each model through every cache that it can have, and draws perplexity against their bytes.
+#[test]
+fn a_sweep_through_several_caches() {
+    let folder = tempfile::tempdir().expect("temp");
+    let recipe = folder.path().join("latents.toml");
+    let pass = "pass = 'kv_low_rank'\nkeep = 0.5\nlatent = 'separate'\ngroup_heads = 1\nrank_floor = 2\nrank_step = 1\n";
+    let text = RECIPE.replace("pass = 'low_rank'\nkeep = 1.0\n", pass);
+    std::fs::write(&recipe, text).expect("writes");
+    let plain = folder.path().join("plain.toml");
+    std::fs::write(&plain, RECIPE.replace("latents", "plain")).expect("writes");
+    let (out, dense) = (folder.path().join("sweep"), goldens("gguf/tiny-llama.gguf"));
+    let license = Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE-MIT");
+    let sweep = |caches: &str, more: &[&str]| {
+        let arguments = [
+            "sweep",
+            arg(&dense),
+            "--recipe",
+            arg(&recipe),
+            "--recipe",
+            arg(&plain),
+            "--keep",
+            "0.75,0.5",
+            "--text",
+            arg(&license),
+            "--window",
+            "64",
+            "--windows",
+            "2",
+            "--out",
+            arg(&out),
+            "--discard-models",
+            "--quiet",
+            "--cache",
+            caches,
+        ];
+        cinder(&[&arguments[..], more].concat())
+    };
+    let done = sweep("q3,f16", &["--json"]).json();
+    let points = done["points"].as_array().expect("points");
+    let caches = |point: &serde_json::Value| -> Vec<(String, u64)> {
+        let caches = point["caches"].as_array().expect("a list").iter();
+        let cache = |cache: &serde_json::Value| {
+            let name = cache["cache"].as_str().expect("a name").to_owned();
+            let perplexity = cache["texts"]["LICENSE-MIT"]["perplexity"].as_f64();
+            assert!(perplexity > Some(1.0));
+            (name, cache["kv_bytes_per_token"].as_u64().expect("bytes"))
+        };
+        caches.map(cache).collect()
+    };
+    let of = |format: &str, bytes: u64| (format.to_owned(), bytes);
+    // Two layers of keys and values in two heads of 8; at 0.75 and 0.5 what four slices a layer keep of them.
+    assert_eq!(caches(&points[0]), [of("f16", 2 * 32 * 2)]);
+    assert_eq!(
+        (&points[1]["name"], caches(&points[1])[0].clone()),
+        (&"latents-0.75".into(), of("f16", 96))
+    );
+    assert_eq!(
+        caches(&points[2]),
+        [of("f16", 64), of("q3", 2 * 4 * (3 + 4))]
+    );
+    assert_eq!(caches(&points[3]), [of("f16", 128)], "no latents, no codes");
+    assert_eq!(points[2]["texts"], points[2]["caches"][0]["texts"]);
+    assert!((points[2]["kv_keep_ratio"].as_f64().expect("a ratio") - 0.5).abs() < 1e-9);
+    let results = |name: &str| out.join("results").join(name);
+    assert!(results("latents-0.5-q3.json").is_file() && !results("dense-q3.json").exists());
+    let figure = out.join("report/kv-cache-bytes-vs-perplexity.svg");
+    assert!(figure.is_file(), "{}", figure.display());
+    // The same again is finished; other caches are another sweep.
+    assert_eq!(sweep("q3,f16", &["--resume", "--json"]).json(), done);
+    let table = sweep("q3,f16", &["--resume"]).stdout;
+    assert!(
+        table.contains("bytes/token") && table.contains("q3"),
+        "{table}"
+    );
+    let drifted = sweep("q3", &["--resume"]);
+    assert_eq!(drifted.code, 1, "{}", drifted.stderr);
+    assert!(drifted.stderr.contains("caches"), "{}", drifted.stderr);
+}

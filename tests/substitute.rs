@@ -136,8 +136,10 @@ fn codes_are_written_counted_read_and_exported() {
         assert!(distances.iter().all(|d| *d < 0.5), "{name}: {distances:?}");
     }
     let report = bench.path("report");
-    let results = [bench.path("results"), bench.path("tiny-llama-4bit")];
-    let run = cinder(&["report", &results[0], &results[1], "--out", &report]);
+    let result = |name: &str| bench.path(&format!("results/{name}.json"));
+    let (dense, packed) = (result("tiny-llama"), result("tiny-llama-4bit"));
+    let model = bench.path("tiny-llama-4bit");
+    let run = cinder(&["report", &dense, &packed, &model, "--out", &report]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     let text = std::fs::read_to_string(format!("{report}/report.md")).expect("is there");
     assert!(text.contains("quantized"), "{text}");

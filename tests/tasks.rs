@@ -243,6 +243,46 @@ fn what_is_printed_and_written() {
     assert!(piqa["tokens"].as_u64() > printed["tasks"]["piqa"]["tokens"].as_u64());
 }
 
+/// Two results of the same documents, document by document.
+#[test]
+fn pairs_of_results() {
+    let data = Data::new();
+    data.write("piqa.jsonl", PIQA);
+    data.write("lambada_openai.jsonl", LAMBADA);
+    let result = |name: &str, more: &[&str]| {
+        let out = data.path(&format!("{name}.json"));
+        let documents = data.path(&format!("{name}.jsonl"));
+        let files = ["--out", &out, "--documents", &documents];
+        let run = data.eval("piqa,lambada_openai", &[&files[..], more].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        out
+    };
+    let (a, b) = (result("a", &[]), result("b", &["--cache", "f16"]));
+    let compared = cinder(&["compare", &a, &b, "--json"]).json();
+    let piqa = &compared["tasks"]["piqa"];
+    assert_eq!(piqa["acc"]["pairs"], 3);
+    assert!(piqa["acc_norm"].is_object());
+    assert!(
+        compared["tasks"]["lambada_openai"]
+            .get("acc_norm")
+            .is_none()
+    );
+    let difference = piqa["gold_log_likelihood"]["difference"]["mean"].as_f64();
+    let difference = difference.expect("a number");
+    assert!(difference != 0.0 && difference.abs() < 0.05, "{difference}");
+    data.snapshot("compare-tasks", &cinder(&["compare", &a, &a]));
+    // What makes no pairs.
+    let shown = result("shown", &["--shots", "1"]);
+    data.snapshot("compare-other-shots", &cinder(&["compare", &a, &shown]));
+    let record = std::fs::read_to_string(&shown).expect("reads");
+    assert!(record.contains("first_n"), "{record}");
+    data.write("b.jsonl", "{}\n");
+    data.snapshot("compare-other-documents", &cinder(&["compare", &a, &b]));
+    let alone = data.path("alone.json");
+    assert_eq!(data.eval("piqa,lambada_openai", &["--out", &alone]).code, 0);
+    data.snapshot("compare-no-documents", &cinder(&["compare", &a, &alone]));
+}
+
 /// Through 16 bits the scores differ, but little.
 #[test]
 fn the_cache_is_part_of_the_model() {

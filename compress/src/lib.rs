@@ -11,6 +11,7 @@ mod error;
 pub mod linalg;
 pub mod linear;
 pub mod passes;
+pub mod perturbation;
 pub mod pipeline;
 pub mod recipe;
 

@@ -10,8 +10,8 @@ use cinder_models::progress::Progress;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::result::Perplexity;
-use crate::statistics::mean_and_stderr;
+use crate::result::{LossAt, Perplexity};
+use crate::statistics::{Estimate, doubling, mean_and_stderr};
 
 /// Positions whose logits are held at a time: a whole window of logits would be larger than a small model.
 pub(crate) const ROWS_AT_ONCE: usize = 128;
@@ -84,11 +84,13 @@ pub fn perplexity(
     progress.start("perplexity", indices.len() as u64);
     let start = Instant::now();
     let mut window_nll = Vec::with_capacity(indices.len());
+    let mut all = Vec::with_capacity(indices.len() * (window - 1));
     let mut spread = 0.0;
     for index in &indices {
         let losses = token_losses(decoder, &tokens[index * window..(index + 1) * window])?;
         let (mean, stderr) = mean_and_stderr(&losses);
         window_nll.push(mean);
+        all.extend(losses);
         spread = stderr;
         let so_far = window_nll.iter().sum::<f64>() / window_nll.len() as f64;
         progress.advance(1);
@@ -109,9 +111,32 @@ pub fn perplexity(
         windows: indices.len() as u64,
         window_indices: indices.into_iter().map(|i| i as u64).collect(),
         window_nll,
+        by_position: LossAt::all(&all, window - 1),
         tokens_per_second: processed / start.elapsed().as_secs_f64(),
         bos_ids: bos_ids.to_vec(),
     })
+}
+
+impl LossAt {
+    /// Ranges that double, over windows of `per_window` scored tokens.
+    fn all(losses: &[f64], per_window: usize) -> Vec<Self> {
+        let at = |(first, end): (usize, usize)| {
+            let within: Vec<f64> = losses
+                .chunks(per_window)
+                .flat_map(|window| &window[first..end])
+                .copied()
+                .collect();
+            let nll = Estimate::of_windows(&within, end - first);
+            LossAt {
+                // The first scored token has one token before it.
+                from: first as u64 + 1,
+                to: end as u64,
+                mean_nll: nll.mean,
+                stderr: nll.stderr,
+            }
+        };
+        doubling(per_window).into_iter().map(at).collect()
+    }
 }
 
 /// Negative log-likelihood in nats of each token of `ids` after the first, given those before it.
@@ -148,7 +173,18 @@ pub(crate) fn each_position<T: Send>(
     start: usize,
     each: impl Fn(usize, &[f32], u32) -> T + Sync,
 ) -> Result<Vec<T>> {
-    let hidden: Tensor<3> = decoder.hidden(&[ids.to_vec()], None)?;
+    let hidden = decoder.hidden(&[ids.to_vec()], None)?;
+    each_position_of(decoder, hidden, ids, start, each)
+}
+
+/// [`each_position`] of final hidden states `[1, tokens, hidden]` that are known already.
+pub(crate) fn each_position_of<T: Send>(
+    decoder: &Decoder,
+    hidden: Tensor<3>,
+    ids: &[u32],
+    start: usize,
+    each: impl Fn(usize, &[f32], u32) -> T + Sync,
+) -> Result<Vec<T>> {
     let [_, tokens, width] = hidden.dims();
     let hidden: Tensor<2> = hidden.reshape([tokens, width]);
     let mut all = Vec::with_capacity(tokens - 1 - start);
@@ -173,6 +209,18 @@ pub(crate) fn each_position<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn losses_by_position_are_means_of_windows() {
+        // Two windows of 100 scored tokens, one of them a nat worse, both half a nat worse from the 65th token on.
+        let losses: Vec<f64> = (0..200)
+            .map(|i| f64::from(i / 100) + if i % 100 < 64 { 1.0 } else { 1.5 })
+            .collect();
+        let at = LossAt::all(&losses, 100);
+        let found: Vec<_> = at.iter().map(|a| (a.from, a.to, a.mean_nll)).collect();
+        assert_eq!(found, [(1, 64, 1.5), (65, 100, 2.0)]);
+        assert!(at.iter().all(|a| (a.stderr - 0.5).abs() < 1e-12));
+    }
 
     #[test]
     fn windows_outside_the_text_are_refused() {

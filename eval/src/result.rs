@@ -1,13 +1,14 @@
 //! The self-describing record of one evaluation. Reports read only these files.
 
 use cinder_models::cache::CacheFormat;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The layout of [`EvalResult`] that this version writes and reads.
 pub const SCHEMA: u32 = 1;
 
 /// One evaluation of one model on one corpus.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EvalResult {
     /// Version of this layout.
     pub schema: u32,
@@ -23,6 +24,7 @@ pub struct EvalResult {
     pub dtype: String,
     /// How the KV cache stores what it keeps, which the perplexity is measured through; none in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub cache: Option<CacheFormat>,
     /// Bytes that one token takes in that cache, scales and minimums counted; none in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,7 +42,7 @@ pub struct EvalResult {
 }
 
 /// Which model was evaluated.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelIdentity {
     /// Short name for charts, such as `smollm2` or `low-rank 0.8`.
     pub name: String,
@@ -63,7 +65,7 @@ pub struct ModelIdentity {
 }
 
 /// Which text was scored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CorpusIdentity {
     /// Short name, such as `wiki.test.raw` or `boolq:evaluation`.
     pub name: String,
@@ -76,7 +78,7 @@ pub struct CorpusIdentity {
 }
 
 /// Perplexity as compression papers report it: non-overlapping windows, `window - 1` tokens scored in each.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Perplexity {
     /// exp of the mean of the windows' mean negative log-likelihoods (nats).
     pub perplexity: f64,
@@ -92,8 +94,24 @@ pub struct Perplexity {
     pub window_indices: Vec<u64>,
     /// Mean negative log-likelihood of each scored window (nats per token), in the order of `window_indices`.
     pub window_nll: Vec<f64>,
+    /// By how far into its window a token is, in ranges that double; empty in older files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_position: Vec<LossAt>,
     pub tokens_scored: u64,
     pub tokens_per_second: f64,
     /// Tokens the tokenizer puts before a text of its own accord; empty when it adds none.
     pub bos_ids: Vec<u32>,
+}
+
+/// Losses over a range of positions of all windows: whether a model makes use of what is far back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LossAt {
+    /// Tokens before the first position of the range.
+    pub from: u64,
+    /// Tokens before the last.
+    pub to: u64,
+    /// Mean negative log-likelihood, in nats per token.
+    pub mean_nll: f64,
+    /// Its standard error, windows taken as independent draws (of one window its tokens).
+    pub stderr: f64,
 }

@@ -1,9 +1,10 @@
 //! Means with their standard errors.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A mean and its standard error.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
     pub mean: f64,
     pub stderr: f64,
@@ -43,6 +44,18 @@ impl Estimate {
             stderr: derivative(self.mean).abs() * self.stderr,
         }
     }
+}
+
+/// Ranges of a window's positions that double: 0 to 63, 64 to 127, 128 to 255 and so on, up to `positions`; first and end.
+pub(crate) fn doubling(positions: usize) -> Vec<(usize, usize)> {
+    const NARROWEST: usize = 64;
+    let mut ranges = Vec::new();
+    let (mut first, mut end) = (0, NARROWEST);
+    while first < positions {
+        ranges.push((first, end.min(positions)));
+        (first, end) = (end, 2 * end);
+    }
+    ranges
 }
 
 fn mean(values: &[f64]) -> f64 {

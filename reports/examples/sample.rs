@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         compressions: vec![common::varied("low-rank", 0.7, count)],
         ..Results::default()
     };
-    let samples: [(&str, Results); 9] = [
+    let samples: [(&str, Results); 10] = [
         ("simple", common::sample().into()),
         ("crowded", common::crowded().into()),
         ("caches", common::cached().into()),
@@ -26,11 +26,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         ),
         ("layers", common::with_compressions()),
         ("sweep", common::sweep()),
+        ("everything", common::everything()),
         ("one-layer", layers(1)),
         ("eighty-layers", layers(80)),
     ];
+    let mut options = Options::default();
+    options.command = Some("cinder report results --out report".to_owned());
     for (name, results) in samples {
-        let report = write(&results, &folder.join(name), &Options::default())?;
+        let report = write(&results, &folder.join(name), &options)?;
         println!("{}", report.html.display());
     }
     Ok(())

@@ -5,19 +5,20 @@ use crate::group::{Group, Row};
 
 const HEADER: &str = "model,recipe,keep_ratio,perplexity,stderr,times_dense,times_dense_stderr,tokens_scored,\
 parameters,decoder_projection_scalars,weight_bytes,tokens_per_second,device,dtype,cache,kv_bytes_per_token,residual_window,residual_window_bytes,stored_as,model_sha256,\
-corpus_sha256,tool_version,result_file";
+corpus_sha256,tool_version,result_file,decode_tokens_per_second,pareto_front";
 
 /// One line a measurement, the dense one first. Empty where there is nothing to state.
 pub(crate) fn csv(group: &Group<'_>) -> String {
     let mut text = format!("{HEADER}\n");
-    for row in &group.rows {
-        text.push_str(&line(row));
+    let front = group.front();
+    for (index, row) in group.rows.iter().enumerate() {
+        text.push_str(&line(row, front.contains(&index)));
         text.push('\n');
     }
     text
 }
 
-fn line(row: &Row<'_>) -> String {
+fn line(row: &Row<'_>, front: bool) -> String {
     let (model, measured) = (&row.result.model, &row.result.perplexity);
     let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
     let cells = [
@@ -46,6 +47,8 @@ fn line(row: &Row<'_>) -> String {
         quoted(&row.result.corpus.sha256),
         quoted(&row.result.tool_version),
         quoted(&row.file.display().to_string()),
+        number(row.decode),
+        if front { "yes" } else { "no" }.to_owned(),
     ];
     cells.join(",")
 }
@@ -98,7 +101,7 @@ fn site(model: &Compressed<'_>, cell: &Cell<'_>) -> String {
 }
 
 /// A text cell as RFC 4180 wants it.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))
     } else {

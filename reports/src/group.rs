@@ -9,7 +9,8 @@ use cinder_models::cache::CacheFormat;
 
 use crate::check::check;
 use crate::error::ReportError;
-use crate::input::Evaluation;
+use crate::input::{Evaluation, Sourced};
+use crate::records::{BenchResult, PositionLoss};
 
 /// How far two measurements of the same model may lie apart before one of them must be wrong. Thread counts and devices
 /// change the order of sums, which moves a perplexity by far less.
@@ -24,6 +25,12 @@ pub(crate) enum Axis {
     KeepRatio,
     /// Bytes that a token takes in the KV cache.
     CacheBytes,
+    /// Megabytes of the weights in memory.
+    WeightBytes,
+    /// Tokens per second while the perplexity was measured.
+    Scoring,
+    /// Tokens per second of decoding, from a benchmark of the same model.
+    Decoding,
 }
 
 /// Measurements made the same way: same text, same tokens, same windows. Only these are comparable.
@@ -47,6 +54,10 @@ pub(crate) struct Row<'a> {
     pub reference: bool,
     /// Against the dense reference; none without one.
     pub relative: Option<Relative>,
+    /// The loss by position in the window, where the result says so.
+    pub by_position: &'a [PositionLoss],
+    /// Tokens per second of decoding, where a benchmark of the model is there.
+    pub decode: Option<f64>,
 }
 
 /// A perplexity as a multiple of the dense model's.
@@ -81,7 +92,7 @@ impl<'a> Group<'a> {
 
     /// The rows that are points of the chart, the dense model's last: against the keep ratio it is a line alone.
     pub fn points(&self) -> impl Iterator<Item = &Row<'a>> {
-        let all = self.axis == Axis::CacheBytes;
+        let all = self.axis != Axis::KeepRatio;
         let dense = self.rows.iter().filter(move |row| all && row.is_dense());
         self.rows.iter().filter(|row| !row.is_dense()).chain(dense)
     }
@@ -103,6 +114,77 @@ impl<'a> Group<'a> {
         match self.axis {
             Axis::KeepRatio => row.result.model.keep_ratio,
             Axis::CacheBytes => row.result.kv_bytes_per_token.unwrap_or(0) as f64,
+            Axis::WeightBytes => row.result.model.bytes as f64 / 1e6,
+            Axis::Scoring => row.result.perplexity.tokens_per_second,
+            Axis::Decoding => row.decode.unwrap_or(0.0),
+        }
+    }
+
+    /// Whether more is better on the x axis.
+    pub fn more_is_better(&self) -> bool {
+        matches!(self.axis, Axis::Scoring | Axis::Decoding)
+    }
+
+    /// Indices of the rows that no other is at least as good as on both axes and better on one.
+    pub fn front(&self) -> Vec<usize> {
+        let sign = if self.more_is_better() { -1.0 } else { 1.0 };
+        let place = |row: &Row<'_>| (sign * self.x(row), row.result.perplexity.perplexity);
+        let beaten = |row: &Row<'_>| {
+            let own = place(row);
+            self.rows.iter().map(place).any(|other| {
+                other.0 <= own.0 && other.1 <= own.1 && (other.0 < own.0 || other.1 < own.1)
+            })
+        };
+        let rows = self.rows.iter().enumerate();
+        rows.filter(|(_, row)| !beaten(row))
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// The front's points of the chart, from left to right.
+    pub fn front_points(&self) -> Vec<&Row<'a>> {
+        let front = self.front().into_iter().map(|index| &self.rows[index]);
+        let mut points: Vec<&Row<'a>> = front
+            .filter(|row| self.axis != Axis::KeepRatio || !row.is_dense())
+            .collect();
+        points.sort_by(|a, b| self.x(a).total_cmp(&self.x(b)));
+        points
+    }
+
+    /// Whether the front tells points apart: where all are on it, there is nothing to mark.
+    pub fn has_front(&self) -> bool {
+        self.front().len() < self.rows.len()
+    }
+
+    /// The same measurements against other things, where these differ.
+    pub fn views(&self) -> Vec<Self> {
+        let mut views: Vec<Self> = self.by_cache().into_iter().collect();
+        for axis in [Axis::WeightBytes, Axis::Scoring, Axis::Decoding] {
+            let mut view = Group {
+                axis,
+                rows: self.rows.clone(),
+            };
+            view.rows
+                .retain(|row| axis != Axis::Decoding || row.decode.is_some());
+            let x: Vec<f64> = view.rows.iter().map(|row| view.x(row)).collect();
+            if x.iter().all(|x| *x > 0.0) && x.windows(2).any(|pair| pair[0] != pair[1]) {
+                views.push(view);
+            }
+        }
+        views
+    }
+
+    /// Takes the decoding speeds of benchmarks of the same models in the same precision.
+    pub fn take_benches(&mut self, benches: &[Sourced<BenchResult>]) {
+        for row in &mut self.rows {
+            let own = |each: &&Sourced<BenchResult>| {
+                each.result.model == row.result.model.path
+                    && each.result.weights == row.result.dtype
+            };
+            let found = benches.iter().find(own);
+            row.decode = found
+                .and_then(|each| each.result.decode_tokens_per_second)
+                .filter(|speed| speed.is_finite());
         }
     }
 
@@ -225,6 +307,8 @@ fn add<'a>(rows: &mut Vec<Row<'a>>, evaluation: &'a Evaluation) -> Result<(), Re
         series: String::new(),
         reference: false,
         relative: None,
+        by_position: &evaluation.by_position,
+        decode: None,
     });
     Ok(())
 }

@@ -17,6 +17,7 @@
 //! - Only measurements made the same way share a chart: same text, same tokens, same windows.
 //! - Files are written to temporary siblings and renamed when all of them are complete.
 
+mod card;
 mod chart;
 mod check;
 mod compression;
@@ -29,11 +30,18 @@ mod input;
 mod markdown;
 mod number;
 mod output;
+mod records;
 mod report;
+mod sections;
+mod sensitivity;
 mod wording;
 
 pub use cinder_eval::SCHEMA;
-pub use compression::{CompressedSite, Compression};
+pub use compression::{CompressedSite, Compression, Details};
 pub use error::ReportError;
-pub use input::{Evaluation, Results, read};
+pub use input::{Evaluation, Results, Sourced, read};
+pub use records::{
+    BenchResult, ComparedModel, ComparisonResult, DivergenceResult, PositionLoss, ReferenceModel,
+};
 pub use report::{Options, Report, write};
+pub use sensitivity::Measurement;

@@ -5,6 +5,7 @@ use crate::findings::findings;
 use crate::group::{Group, Row};
 use crate::number;
 use crate::report::{Figure, LayerFigures};
+use crate::sections::Section;
 use crate::wording;
 
 /// The whole document; figures are linked by file name, relative to it.
@@ -14,6 +15,8 @@ pub(crate) fn markdown(
     figures: &[Vec<Figure<'_>>],
     models: &[Compressed<'_>],
     layers: Option<&LayerFigures>,
+    sections: &[Section],
+    command: Option<&str>,
 ) -> String {
     let mut text = format!("# {}\n", escape(title));
     for (group, figures) in groups.iter().zip(figures) {
@@ -25,7 +28,7 @@ pub(crate) fn markdown(
             let title = escape(&wording::chart_title(&figure.group));
             text.push_str(&format!("![{title}]({})\n\n", figure.png));
         }
-        text.push_str(&table(group));
+        text.push_str(&table(group, figures));
         let data: Vec<String> = figures
             .iter()
             .map(|figure| format!("[{}]({})", figure.csv, figure.csv))
@@ -44,9 +47,69 @@ pub(crate) fn markdown(
         ));
         text.push_str(&provenance(group));
     }
+    for section in sections {
+        text.push_str(&part(section));
+    }
     if let Some(layers) = layers {
         text.push_str(&compressions(layers, models));
     }
+    if let Some(command) = command {
+        text.push_str(&format!("\nReport made by {}.\n", code(command)));
+    }
+    text
+}
+
+/// A part with its figures, tables and where they come from.
+fn part(section: &Section) -> String {
+    let mut text = format!(
+        "\n## {}\n\n{}\n\n",
+        escape(&section.heading),
+        escape(&section.introduction)
+    );
+    for figure in &section.figures {
+        text.push_str(&format!(
+            "![{}]({}.png)\n\n",
+            escape(&figure.title),
+            figure.stem
+        ));
+    }
+    for (name, table) in &section.tables {
+        if !name.is_empty() {
+            text.push_str(&format!("### {}\n\n", escape(name)));
+        }
+        let heads = table.heads.iter().map(|head| match head.unit {
+            "" => escape(&head.name),
+            unit => format!("{} ({unit})", escape(&head.name)),
+        });
+        text.push_str(&format!("| {} |\n", heads.collect::<Vec<_>>().join(" | ")));
+        let aligned = table
+            .heads
+            .iter()
+            .map(|head| if head.number { "--:" } else { ":--" });
+        text.push_str(&format!("|{}|\n", aligned.collect::<Vec<_>>().join("|")));
+        for row in &table.rows {
+            let cells: Vec<String> = row.iter().map(|cell| escape(cell.shown())).collect();
+            text.push_str(&format!("| {} |\n", cells.join(" | ")));
+        }
+        text.push('\n');
+    }
+    let data = section
+        .figures
+        .iter()
+        .map(|figure| format!("[{0}.csv]({0}.csv)", figure.stem));
+    let data: Vec<String> = data.collect();
+    if !data.is_empty() {
+        text.push_str(&format!("Data: {}.\n\n", data.join(", ")));
+    }
+    let files: Vec<String> = section.files.iter().map(|file| code(file)).collect();
+    text.push_str(&format!(
+        "<details><summary>Where it comes from</summary>\n\n- files: {}\n",
+        files.join(", ")
+    ));
+    for command in &section.commands {
+        text.push_str(&format!("- {}\n", code(command)));
+    }
+    text.push_str("\n</details>\n");
     text
 }
 
@@ -96,15 +159,22 @@ fn compressions(layers: &LayerFigures, models: &[Compressed<'_>]) -> String {
     text
 }
 
-fn table(group: &Group<'_>) -> String {
+fn table(group: &Group<'_>, figures: &[Figure<'_>]) -> String {
+    let marked = wording::fronts(group, figures);
     let mut text = String::from(
-        "| model | recipe | keep ratio | perplexity | × dense | parameters (millions) | weights (MB) | tokens/s |\n\
-         |:--|:--|--:|--:|--:|--:|--:|--:|\n",
+        "| model | recipe | keep ratio | perplexity | × dense | parameters (millions) | weights (MB) | tokens/s |",
     );
-    for row in &group.rows {
+    text.push_str(if marked.is_some() {
+        " Pareto front of |\n"
+    } else {
+        "\n"
+    });
+    text.push_str("|:--|:--|--:|--:|--:|--:|--:|--:|");
+    text.push_str(if marked.is_some() { ":--|\n" } else { "\n" });
+    for (index, row) in group.rows.iter().enumerate() {
         let (model, measured) = (&row.result.model, &row.result.perplexity);
         text.push_str(&format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {} |{}\n",
             escape(&model.name),
             escape(&row.series),
             wording::keep_ratio(model.keep_ratio),
@@ -113,6 +183,9 @@ fn table(group: &Group<'_>) -> String {
             number::significant(model.parameters as f64 / 1e6),
             number::significant(model.bytes as f64 / 1e6),
             number::significant(measured.tokens_per_second),
+            marked
+                .as_ref()
+                .map_or(String::new(), |fronts| format!(" {} |", fronts[index])),
         ));
     }
     text
@@ -147,7 +220,7 @@ fn provenance(group: &Group<'_>) -> String {
 }
 
 /// Text that means itself: no markup, no HTML, no table cell of its own.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -166,7 +239,7 @@ fn escape(text: &str) -> String {
 }
 
 /// A code span around any text: its fence is longer than every run of backticks inside.
-fn code(text: &str) -> String {
+pub(crate) fn code(text: &str) -> String {
     let text: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })

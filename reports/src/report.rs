@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::card;
 use crate::chart::{self, Place, Quantity};
 use crate::compression::{self, Compressed};
 use crate::csv::{self, csv};
@@ -13,12 +14,17 @@ use crate::html;
 use crate::input::Results;
 use crate::markdown::markdown;
 use crate::output::Staged;
+use crate::sections;
+use crate::sensitivity::SensitivityFigure;
 
 /// Base name of a chart's files.
 fn chart_stem(axis: Axis) -> &'static str {
     match axis {
         Axis::KeepRatio => "perplexity-vs-keep-ratio",
         Axis::CacheBytes => "kv-cache-bytes-vs-perplexity",
+        Axis::WeightBytes => "perplexity-vs-weight-bytes",
+        Axis::Scoring => "perplexity-vs-scoring-speed",
+        Axis::Decoding => "perplexity-vs-decoding-speed",
     }
 }
 /// Base names of the heat maps' files.
@@ -35,12 +41,15 @@ const LAYERS_CSV: &str = "compression-by-layer.csv";
 pub struct Options {
     /// Heading of the page and the Markdown.
     pub title: String,
+    /// The command line that makes the report, which it shows.
+    pub command: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             title: "What compression costs".to_owned(),
+            command: None,
         }
     }
 }
@@ -51,6 +60,7 @@ impl Options {
     pub fn titled(title: impl Into<String>) -> Self {
         Self {
             title: title.into(),
+            ..Self::default()
         }
     }
 }
@@ -66,6 +76,8 @@ pub struct Report {
     pub figures: Vec<PathBuf>,
     /// Each chart's numbers as CSV, then those of the heat maps.
     pub data: Vec<PathBuf>,
+    /// A model card for each compressed model.
+    pub model_cards: Vec<PathBuf>,
 }
 
 /// File names and contents of one chart of a group.
@@ -99,7 +111,7 @@ impl<'a> Figure<'a> {
 
     /// The charts of one group: against keep ratio, and against the cache's bytes where these differ.
     fn all(index: usize, group: &Group<'a>) -> Result<Vec<Self>, ReportError> {
-        let views = std::iter::once(group.clone()).chain(group.by_cache());
+        let views = std::iter::once(group.clone()).chain(group.views());
         views.map(|view| Self::new(index, view)).collect()
     }
 }
@@ -164,10 +176,15 @@ impl LayerFigures {
 ///
 /// - For every set of comparable evaluations a chart as `.svg` and `.png` and its numbers as `.csv`. The first chart is
 ///   `perplexity-vs-keep-ratio`, further ones carry a number; where caches differ in bytes, `kv-cache-bytes-vs-perplexity`
-///   stands beside it. Evaluations are comparable when they scored the same windows
+///   stands beside it, and where they differ in size or speed, `perplexity-vs-weight-bytes`, `perplexity-vs-scoring-speed`
+///   and, with benchmarks, `perplexity-vs-decoding-speed`. Evaluations are comparable when they scored the same windows
 ///   of the same tokens of the same text.
 /// - With compressions, the heat maps `kept-share-by-layer` and `output-error-by-layer` of at most twelve models, and
 ///   `compression-by-layer.csv` of all.
+/// - With sensitivities, the heat map `sensitivity-by-layer` of each.
+///
+/// - With results of other kinds, a section with figures for each.
+/// - With compressions, a model card for each: `model-card.md`, or `model-card-NAME.md` where there are several.
 ///
 /// The order of `results` does not matter, and what is given twice counts once.
 ///
@@ -176,9 +193,16 @@ impl LayerFigures {
 /// [`ReportError::Conflict`] for numbers that cannot be right; [`ReportError::Draw`] and [`ReportError::Io`] when a file
 /// cannot be made. After an error `out` holds none of the new files under their final names, unless renaming itself failed.
 pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report, ReportError> {
-    let groups = group::group(&results.evaluations)?;
+    let mut groups = group::group(&results.evaluations)?;
+    for group in &mut groups {
+        group.take_benches(&results.benches);
+    }
+    let groups = groups;
     let models = compression::join(&results.compressions, &results.evaluations)?;
-    if groups.is_empty() && models.is_empty() {
+    let sensitivities = SensitivityFigure::all(&results.sensitivities)?;
+    let sections = sections::sections(results, &groups, &models)?;
+    let nothing = groups.is_empty() && models.is_empty() && sections.is_empty();
+    if nothing && sensitivities.is_empty() {
         return Err(ReportError::NoResults);
     }
     let figures = groups
@@ -188,8 +212,28 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
     let figures = figures.collect::<Result<Vec<_>, _>>()?;
     let layers = LayerFigures::new(&models)?;
     let layers = layers.as_ref();
-    let page = html::page(&options.title, &groups, &figures, &models, layers)?;
-    let text = markdown(&options.title, &groups, &figures, &models, layers);
+    let parts = sensitivities.iter().map(SensitivityFigure::section);
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    let page = html::page(
+        &options.title,
+        &groups,
+        &figures,
+        &models,
+        layers,
+        &parts,
+        &sections,
+        options.command.as_deref(),
+    )?;
+    let text = markdown(
+        &options.title,
+        &groups,
+        &figures,
+        &models,
+        layers,
+        &sections,
+        options.command.as_deref(),
+    );
+    let cards = card::cards(&models, &groups, results);
 
     let mut staged = Staged::new(out)?;
     let (mut images, mut data) = (Vec::new(), Vec::new());
@@ -199,13 +243,30 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
         .map(|f| (&f.svg, &f.png, &f.drawing));
     let maps = layers.map_or(&[][..], |layers| &layers.figures);
     let maps = maps.iter().map(|f| (&f.svg, &f.png, &f.drawing));
-    for (svg, png, drawing) in charts.chain(maps) {
+    let sites = sensitivities.iter().map(|f| (&f.svg, &f.png, &f.drawing));
+    for (svg, png, drawing) in charts.chain(maps).chain(sites) {
         images.push(staged.add(svg, drawing.as_bytes())?);
         images.push(staged.add(png, &chart::png(drawing)?)?);
     }
     let tables = figures.iter().flatten().map(|f| (&f.csv, &f.table));
-    for (name, table) in tables.chain(layers.map(|layers| (&layers.csv, &layers.table))) {
+    for figure in sections.iter().flat_map(|section| &section.figures) {
+        images.push(staged.add(&format!("{}.svg", figure.stem), figure.drawing.as_bytes())?);
+        images.push(staged.add(
+            &format!("{}.png", figure.stem),
+            &chart::png(&figure.drawing)?,
+        )?);
+    }
+    let sites = sensitivities.iter().map(|f| (&f.csv, &f.table));
+    let layers = layers.map(|layers| (&layers.csv, &layers.table));
+    for (name, table) in tables.chain(layers).chain(sites) {
         data.push(staged.add(name, table.as_bytes())?);
+    }
+    for figure in sections.iter().flat_map(|section| &section.figures) {
+        data.push(staged.add(&format!("{}.csv", figure.stem), figure.csv.as_bytes())?);
+    }
+    let mut model_cards = Vec::new();
+    for card in &cards {
+        model_cards.push(staged.add(&card.name, card.text.as_bytes())?);
     }
     let markdown = staged.add("report.md", text.as_bytes())?;
     let html = staged.add("report.html", page.as_bytes())?;
@@ -215,5 +276,6 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
         markdown,
         figures: images,
         data,
+        model_cards,
     })
 }

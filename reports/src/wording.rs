@@ -2,12 +2,16 @@
 
 use crate::group::{Axis, Group};
 use crate::number;
+use crate::report::Figure;
 
 /// `Perplexity against keep ratio: smollm2`.
 pub(crate) fn chart_title(group: &Group<'_>) -> String {
     let title = match group.axis {
         Axis::KeepRatio => "Perplexity against keep ratio",
         Axis::CacheBytes => "KV cache bytes per token against perplexity",
+        Axis::WeightBytes => "Perplexity against weights in memory",
+        Axis::Scoring => "Perplexity against scoring speed",
+        Axis::Decoding => "Perplexity against decoding speed",
     };
     match group.model() {
         Some(model) => format!("{title}: {model}"),
@@ -67,6 +71,11 @@ pub(crate) fn chart_note(group: &Group<'_>) -> String {
     if group.series().len() > 1 {
         note.push_str(" Values without room are in the table only.");
     }
+    if group.has_front() {
+        note.push_str(
+            " Ringed and joined in grey: the Pareto front, where nothing is better on both axes.",
+        );
+    }
     if group.dense().is_none() {
         note.push_str(" No dense reference was given.");
     }
@@ -88,9 +97,44 @@ pub(crate) fn chart_description(group: &Group<'_>) -> String {
                 let bytes = number::count(row.result.kv_bytes_per_token.unwrap_or(0));
                 format!("{} with {bytes} bytes a token: {value}", row.series)
             }
+            Axis::WeightBytes => {
+                let bytes = number::significant(group.x(row));
+                format!("{} with {bytes} MB: {value}", row.series)
+            }
+            Axis::Scoring | Axis::Decoding => {
+                let speed = number::significant(group.x(row));
+                format!("{} at {speed} tokens/s: {value}", row.series)
+            }
         });
     }
     format!("Perplexity, lower is better. {}.", parts.join("; "))
+}
+
+/// For each row, which charts' Pareto fronts it is on; none where no chart has a front worth marking.
+pub(crate) fn fronts(group: &Group<'_>, figures: &[Figure<'_>]) -> Option<Vec<String>> {
+    let marked: Vec<_> = figures
+        .iter()
+        .map(|figure| &figure.group)
+        .filter(|view| view.has_front())
+        .collect();
+    if marked.is_empty() {
+        return None;
+    }
+    let on = |file: &std::path::Path| {
+        let names = marked.iter().filter(|view| {
+            let front = view.front();
+            front.iter().any(|&index| view.rows[index].file == file)
+        });
+        let names = names.map(|view| match view.axis {
+            Axis::KeepRatio => "keep ratio",
+            Axis::CacheBytes => "cache",
+            Axis::WeightBytes => "bytes",
+            Axis::Scoring => "scoring",
+            Axis::Decoding => "decoding",
+        });
+        names.collect::<Vec<_>>().join(", ")
+    };
+    Some(group.rows.iter().map(|row| on(row.file)).collect())
 }
 
 /// A keep ratio as tables show it.

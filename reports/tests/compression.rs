@@ -69,15 +69,21 @@ fn heat_maps_stand_beside_the_chart() {
         [
             "perplexity-vs-keep-ratio.svg",
             "perplexity-vs-keep-ratio.png",
+            "perplexity-vs-weight-bytes.svg",
+            "perplexity-vs-weight-bytes.png",
+            "perplexity-vs-scoring-speed.svg",
+            "perplexity-vs-scoring-speed.png",
             "kept-share-by-layer.svg",
             "kept-share-by-layer.png",
             "output-error-by-layer.svg",
             "output-error-by-layer.png",
             "perplexity-vs-keep-ratio.csv",
+            "perplexity-vs-weight-bytes.csv",
+            "perplexity-vs-scoring-speed.csv",
             "compression-by-layer.csv",
         ]
     );
-    let table = fs::read_to_string(&report.data[1]).expect("written");
+    let table = fs::read_to_string(&report.data[3]).expect("written");
     assert_eq!(table.lines().count(), 1 + 3 * 210);
     let page = fs::read_to_string(&report.html).expect("written");
     assert_eq!(

@@ -50,6 +50,12 @@ fn writes_the_named_files_and_nothing_else() {
             "perplexity-vs-keep-ratio.csv",
             "perplexity-vs-keep-ratio.png",
             "perplexity-vs-keep-ratio.svg",
+            "perplexity-vs-scoring-speed.csv",
+            "perplexity-vs-scoring-speed.png",
+            "perplexity-vs-scoring-speed.svg",
+            "perplexity-vs-weight-bytes.csv",
+            "perplexity-vs-weight-bytes.png",
+            "perplexity-vs-weight-bytes.svg",
             "report.html",
             "report.md",
         ]
@@ -59,14 +65,14 @@ fn writes_the_named_files_and_nothing_else() {
         json["html"],
         folder.path().join("report.html").to_string_lossy().as_ref()
     );
-    assert_eq!(json["figures"].as_array().map(Vec::len), Some(2));
+    assert_eq!(json["figures"].as_array().map(Vec::len), Some(6));
 }
 
 #[test]
 fn caches_of_different_sizes_get_a_chart_of_their_own() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let report = written(&cached(), folder.path());
-    assert_eq!((report.figures.len(), report.data.len()), (4, 2));
+    assert_eq!((report.figures.len(), report.data.len()), (8, 4));
     let stem = "kv-cache-bytes-vs-perplexity";
     let drawing = folder.path().join(format!("{stem}.svg"));
     let drawing = fs::read_to_string(drawing).expect("written");
@@ -82,7 +88,7 @@ fn caches_of_different_sizes_get_a_chart_of_their_own() {
     assert_eq!(numbers.lines().count(), 7);
     assert!(numbers.contains(",f16,23040,"), "{numbers}");
     let page = fs::read_to_string(report.html).expect("written");
-    assert_eq!(page.matches("<figure>").count(), 2);
+    assert_eq!(page.matches("<figure>").count(), 4);
     let text = fs::read_to_string(report.markdown).expect("written");
     assert!(text.contains(&format!("({stem}.png)")) && text.contains(&format!("({stem}.csv)")));
     // Caches of one size have nothing to show.
@@ -91,7 +97,7 @@ fn caches_of_different_sizes_get_a_chart_of_their_own() {
         evaluation.result.kv_bytes_per_token = Some(46_080);
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
-    assert_eq!(written(&same, folder.path()).figures.len(), 2);
+    assert_eq!(written(&same, folder.path()).figures.len(), 6);
 }
 
 #[test]
@@ -196,7 +202,7 @@ fn every_number_can_be_traced() {
     for text in
         [report.html, report.markdown].map(|path| fs::read_to_string(path).expect("written"))
     {
-        for Evaluation { file, result } in sample() {
+        for Evaluation { file, result, .. } in sample() {
             for needed in [
                 &result.model.sha256,
                 &result.corpus.sha256,

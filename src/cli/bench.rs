@@ -128,10 +128,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     context.printer.start("measuring", steps);
     let mut measured = Vec::new();
     for &length in &args.prefill {
-        measured.push(scalars.prefill(context, &decoder, length, args.runs)?);
+        measured.push(scalars.prefill(context, &mut decoder, length, args.runs)?);
     }
     for &length in &args.decode {
-        measured.push(scalars.decode(context, &decoder, length, args.tokens, args.runs)?);
+        measured.push(scalars.decode(context, &mut decoder, length, args.tokens, args.runs)?);
     }
     let kv_heads = checkpoint.config().kv_heads;
     let mut at_context = Vec::new();
@@ -192,12 +192,12 @@ impl Work {
     fn prefill(
         &self,
         context: &Context,
-        decoder: &Decoder,
+        decoder: &mut Decoder,
         length: usize,
         runs: usize,
     ) -> Result<Measured> {
         let prompt = prompt(decoder, length);
-        let once = || -> Result<f64> {
+        let mut once = || -> Result<f64> {
             let start = Instant::now();
             generate(
                 decoder,
@@ -210,7 +210,7 @@ impl Work {
             context.printer.advance(1);
             Ok(start.elapsed().as_secs_f64())
         };
-        let (first, profile) = ops::profile(once);
+        let (first, profile) = ops::profile(&mut once);
         first?;
         let seconds = median((0..runs).map(|_| once()).collect::<Result<_>>()?);
         let keys = length as f64 / 2.0;
@@ -228,13 +228,13 @@ impl Work {
     fn decode(
         &self,
         context: &Context,
-        decoder: &Decoder,
+        decoder: &mut Decoder,
         length: usize,
         tokens: usize,
         runs: usize,
     ) -> Result<Measured> {
         let prompt = prompt(decoder, length);
-        let once = || -> Result<f64> {
+        let mut once = || -> Result<f64> {
             let done = generate(
                 decoder,
                 &prompt,

@@ -1,20 +1,26 @@
 //! `cinder compare`
 
+mod tasks;
+
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cinder::eval::tasks::TasksResult;
 use cinder::eval::{EvalResult, Paired};
 use cinder::models::Hint;
+use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::context::{Context, Usage};
 
 /// Whether two results differ by more than chance
 ///
-/// A and B are results of `cinder eval ppl --out`, on the same windows of the same text. Their losses are compared window by
-/// window, which shows differences far smaller than the standard error of either. The p-value is that of a sign-flip test: how
-/// often a difference at least this large would come about were each window as likely to favour one as the other.
+/// A and B are results of `cinder eval ppl --out` on the same windows of the same text, or of `cinder eval tasks --out` with
+/// `--documents` on the same documents. They are compared window by window or document by document, which shows differences far
+/// smaller than the standard error of either. The p-value is that of a sign-flip test: how often a difference at least this
+/// large would come about were each pair as likely to favour one as the other.
 #[derive(clap::Args)]
 pub struct Args {
     /// The result to compare with
@@ -27,20 +33,46 @@ pub struct Args {
 
 /// A file that is not the result of an evaluation.
 #[derive(Debug, thiserror::Error)]
-#[error("`{}` is no result of `cinder eval ppl`: {why}", path.display())]
+#[error("`{}` can not be compared: {why}", path.display())]
 pub struct NoResult {
     path: PathBuf,
     why: String,
 }
 
-impl Hint for NoResult {
-    fn hint(&self) -> Option<String> {
-        Some("`cinder eval ppl MODEL --text FILE --out RESULT.json` makes one".into())
+impl NoResult {
+    fn new(path: &Path, why: String) -> Self {
+        NoResult {
+            path: path.into(),
+            why,
+        }
     }
 }
 
+impl Hint for NoResult {
+    fn hint(&self) -> Option<String> {
+        Some(
+            "`cinder eval ppl MODEL --text FILE --out RESULT.json` makes a result, and so does `cinder eval tasks MODEL --tasks A \
+             --out RESULT.json --documents SCORES.jsonl`"
+                .into(),
+        )
+    }
+}
+
+/// What was measured.
+enum Measured {
+    Perplexity(Box<EvalResult>),
+    Tasks(Box<TasksResult>),
+}
+
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
-    let (first, second) = (read(&args.first)?, read(&args.second)?);
+    let (first, second) = match (read(&args.first)?, read(&args.second)?) {
+        (Measured::Perplexity(first), Measured::Perplexity(second)) => (first, second),
+        (Measured::Tasks(first), Measured::Tasks(second)) => {
+            tasks::run(context, (&args.first, *first), (&args.second, *second))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => return Err(different("kind", "one of a text, one of tasks".into()).into()),
+    };
     check(&first, &second)?;
     let (a, b) = (&first.perplexity, &second.perplexity);
     let paired = Paired::of(&a.window_nll, &b.window_nll, context.seed.unwrap_or(0));
@@ -73,13 +105,23 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(path: &Path) -> Result<EvalResult> {
+fn read(path: &Path) -> Result<Measured> {
     let text = fs_err::read_to_string(path)?;
-    let result = serde_json::from_str(&text).map_err(|error| NoResult {
-        path: path.into(),
-        why: error.to_string(),
-    });
-    Ok(result?)
+    let no_result = |error: serde_json::Error| NoResult::new(path, error.to_string());
+    // Only the keys: an error of the whole then names a line.
+    let keys: HashMap<String, IgnoredAny> = serde_json::from_str(&text).map_err(no_result)?;
+    Ok(match keys.contains_key("tasks") {
+        true => Measured::Tasks(serde_json::from_str(&text).map_err(no_result)?),
+        false => Measured::Perplexity(serde_json::from_str(&text).map_err(no_result)?),
+    })
+}
+
+/// The refusal of two results that make no pairs.
+fn different(what: &str, how: String) -> Usage {
+    Usage::new(
+        format!("the two results are of different {what}: {how}"),
+        "measure both in the same way, on the same windows or documents",
+    )
 }
 
 /// # Errors

@@ -8,7 +8,8 @@ use cinder::eval::{Corpus, CorpusFormat, Half, ModelIdentity, boolq};
 use cinder::fetch::{self, Fetcher};
 use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::Checkpoint;
-use cinder::models::{Decoder, Error, Hint, Precision};
+use cinder::models::ops::ValueForm;
+use cinder::models::{Decoder, Error, Hint, Precision, SubstituteSettings};
 
 use super::Global;
 use super::memory::{self, Demand, Length};
@@ -75,6 +76,11 @@ pub struct Cache {
     /// tokens (in whole sixteens) for each sequence, however long it gets; those of a prompt too, until its first new token.
     #[arg(long, value_name = "N")]
     residual_window: Option<usize>,
+    /// How attention over latents sums values: `rebuilt` first, or `summed` as latents and expanded once [default: the faster]
+    ///
+    /// The results differ by rounding alone.
+    #[arg(long, value_name = "FORM")]
+    values: Option<ValueForm>,
 }
 
 impl Cache {
@@ -100,6 +106,7 @@ impl Cache {
             checked.map_err(usage)?;
             cached.residual_window = tokens;
         }
+        cached.values = self.values;
         Ok(cached)
     }
 }
@@ -110,6 +117,8 @@ pub struct Cached {
     pub format: CacheFormat,
     /// Tokens; 0 for none.
     pub residual_window: usize,
+    /// What attention over latents sums; none for the faster.
+    pub values: Option<ValueForm>,
 }
 
 impl Cached {
@@ -118,7 +127,21 @@ impl Cached {
         Cached {
             format: checkpoint.cache_format(),
             residual_window: checkpoint.residual_window(),
+            values: None,
         }
+    }
+
+    /// This format, with the window that the model declares where the format can have one.
+    ///
+    /// # Errors
+    /// [`Usage`] for a format that this model's cache can not have.
+    pub fn through(checkpoint: &Checkpoint, format: CacheFormat) -> Result<Self> {
+        let cache = Cache {
+            cache: Some(format),
+            residual_window: None,
+            values: None,
+        };
+        cache.of(checkpoint)
     }
 
     /// Bytes that its residual window takes, apart from those of each token.
@@ -181,6 +204,33 @@ impl Context {
     ) -> Result<Decoder> {
         Demand::of(checkpoint, precision, cached, length).check(memory::available_bytes())?;
         let mut decoder = checkpoint.load(precision, &self.device, &self.printer)?;
+        decoder.set_cache_format(cached.format)?;
+        decoder.set_residual_window(cached.residual_window)?;
+        decoder.set_value_form(cached.values);
+        Ok(decoder)
+    }
+
+    /// Makes a low-bit copy of a model, with the model's own kind of cache, after a look at whether it fits in memory.
+    ///
+    /// # Errors
+    /// [`DoesNotFit`](super::memory::DoesNotFit), and those of loading.
+    pub fn substitute(
+        &self,
+        checkpoint: &Checkpoint,
+        settings: &SubstituteSettings,
+        cached: Cached,
+        length: Length,
+    ) -> Result<Decoder> {
+        // Codes of more than 4 bits take no more than those of q8, and others no more than those of q4min.
+        let wide = settings.format.bits() > 4;
+        let size = if wide {
+            Precision::Q8
+        } else {
+            Precision::Q4Min
+        };
+        Demand::of(checkpoint, size, cached, length).check(memory::available_bytes())?;
+        let (device, printer) = (&self.device, &self.printer);
+        let mut decoder = checkpoint.load_substitute(settings, Precision::F32, device, printer)?;
         decoder.set_cache_format(cached.format)?;
         decoder.set_residual_window(cached.residual_window)?;
         Ok(decoder)

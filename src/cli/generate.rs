@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cinder::models::decode::{SamplingSettings, generate_with};
+use cinder::models::decode::speculative::speculate;
+use cinder::models::decode::{SamplingSettings, generate};
 use serde_json::json;
 
 use super::context::{Cache, Context, Usage, Weights};
+use super::draft::DraftArgs;
 use super::memory::Length;
 use super::offload::{self, Offload};
 
@@ -48,6 +50,8 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     top_p: f64,
+    #[command(flatten)]
+    draft: DraftArgs,
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
@@ -62,6 +66,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         .map_err(|e| Usage::new(e.to_string(), "see `cinder generate --help`"))?;
     let checkpoint = context.open(&args.model)?;
     let cached = args.cache.of(&checkpoint)?;
+    let plan = args.draft.plan(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer()?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
     let asked = prompt.len().saturating_add(args.max_new_tokens);
@@ -70,28 +75,40 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         at_once: prompt.len(),
     };
     let weights = args.weights.weights;
-    let mut model = args
-        .offload
-        .model(context, &checkpoint, weights, cached, length)?;
+    let offload = &args.offload;
+    let mut model = offload.model(context, &checkpoint, weights, cached, length)?;
     let mut stream = tokenizer.stream(&prompt, true)?;
     let mut started = false;
-    let generation = generate_with(
-        model.language_model(),
-        &prompt,
-        args.max_new_tokens,
-        tokenizer.eos_ids(),
-        settings,
-        &mut |id| {
-            // Not before the first token: until then the request may still be refused.
-            if !std::mem::replace(&mut started, true) {
-                context.printer.stream(&args.prompt)?;
-            }
-            if let Some(text) = stream.push(id)? {
-                context.printer.stream(&text)?;
-            }
-            Ok(())
-        },
-    )?;
+    let mut drafter = match &plan {
+        Some(plan) => Some(plan.drafter(context, &checkpoint, cached, length)?),
+        None => None,
+    };
+    let mut emit = |id| {
+        // Not before the first token: until then the request may still be refused.
+        if !std::mem::replace(&mut started, true) {
+            context.printer.stream(&args.prompt)?;
+        }
+        if let Some(text) = stream.push(id)? {
+            context.printer.stream(&text)?;
+        }
+        Ok(())
+    };
+    let (tokens, eos_ids) = (args.max_new_tokens, tokenizer.eos_ids());
+    let target = model.language_model();
+    let (generation, speculation) = match (&plan, &mut drafter) {
+        (Some(plan), Some(drafter)) => {
+            let settings = plan.settings(settings);
+            let drafter = drafter.as_mut();
+            let (generation, found) = speculate(
+                target, drafter, &prompt, tokens, eos_ids, &settings, &mut emit,
+            )?;
+            (generation, Some((plan, found)))
+        }
+        _ => {
+            let done = generate(target, &prompt, tokens, eos_ids, settings, &mut emit);
+            (done?, None)
+        }
+    };
     context
         .printer
         .stream(&stream.finish()?.unwrap_or_default())?;
@@ -109,6 +126,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "kv_bytes_per_token": checkpoint.kv_bytes_per_token(cached.format),
         "residual_window": cached.residual_window,
         "residual_window_bytes": cached.window_bytes(&checkpoint),
+        "speculation": speculation.as_ref().map(|(plan, found)| plan.record(found)),
     });
     let streamed = model.statistics();
     if let Some(statistics) = &streamed {
@@ -121,6 +139,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
             generation.ids.len(),
             generation.prefill_seconds
         ));
+    }
+    if let Some((plan, found)) = &speculation {
+        context.printer.say(&plan.summary(found));
     }
     if let Some(statistics) = &streamed {
         context.printer.say(&offload::summary(statistics));

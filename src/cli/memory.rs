@@ -245,6 +245,7 @@ mod tests {
         Demand {
             length: Length { held, at_once: 1 },
             cached: Cached {
+                values: None,
                 format,
                 residual_window: 0,
             },

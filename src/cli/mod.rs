@@ -5,6 +5,7 @@ mod compare;
 mod compress;
 mod context;
 mod demo;
+mod draft;
 mod eval;
 mod export;
 mod fetch;
@@ -15,6 +16,8 @@ mod logits;
 mod memory;
 mod offload;
 mod report;
+mod search;
+mod sensitivity;
 mod sweep;
 mod tokenize;
 mod verify;
@@ -83,6 +86,8 @@ enum Verb {
     Export(export::Args),
     Verify(verify::Args),
     Sweep(sweep::Args),
+    Search(search::Args),
+    Sensitivity(sensitivity::Args),
     Report(report::Args),
     Demo(demo::Args),
 }
@@ -104,6 +109,8 @@ pub fn run() -> ExitCode {
         Verb::Export(args) => export::run(&context, args),
         Verb::Verify(args) => verify::run(&context, args),
         Verb::Sweep(args) => sweep::run(&context, args),
+        Verb::Search(args) => search::run(&context, args),
+        Verb::Sensitivity(args) => sensitivity::run(&context, args),
         Verb::Report(args) => report::run(&context, args),
         Verb::Demo(args) => demo::run(&context, args),
     });
@@ -153,5 +160,6 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
         .or_else(|| of::<Usage>(error))
         .or_else(|| of::<context::NotFetched>(error))
         .or_else(|| of::<compare::NoResult>(error))
+        .or_else(|| of::<search::NothingWithin>(error))
         .or_else(|| of::<memory::DoesNotFit>(error))
 }

@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use cinder::reports::{Options, read, write};
 
-use super::context::Context;
+use super::context::{Context, command_line};
 
 /// Draw charts and tables from evaluation results
 ///
-/// Reads files made by `cinder eval ppl --out`, or directories of them, and writes charts (SVG and PNG), their data (CSV), a
-/// Markdown table and one self-contained HTML page. Manifests (`cinder.json`) and what `cinder compress --json` printed, found
-/// in the same directories, add how each model was compressed, layer by layer.
+/// Reads what `cinder eval ppl`, `eval tasks`, `eval kl`, `compare` and `bench` write or print with `--json`, or directories of
+/// such files, and writes charts (SVG and PNG), their data (CSV), Markdown tables and one self-contained HTML page. Manifests
+/// (`cinder.json`), what `cinder compress --json` printed and the spectra it wrote, found in the same directories, add how each
+/// model was compressed, layer by layer, and a model card for each.
 #[derive(clap::Args)]
 pub struct Args {
     /// Result files, manifests, or directories of them
@@ -27,7 +28,8 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
-    let options = args.title.map_or_else(Options::default, Options::titled);
+    let mut options = args.title.map_or_else(Options::default, Options::titled);
+    options.command = Some(command_line());
     let report = write(&read(&args.results)?, &args.out, &options)?;
     let text = report.html.display().to_string();
     context

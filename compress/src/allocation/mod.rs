@@ -10,6 +10,7 @@ mod fill;
 mod fisher;
 mod lagrangian;
 mod loss;
+mod sensitivity;
 mod uniform;
 
 use std::ops::Range;
@@ -17,6 +18,7 @@ use std::ops::Range;
 pub use energy::energy;
 pub use fisher::fisher;
 pub use loss::loss;
+pub use sensitivity::SiteFactors;
 pub use uniform::uniform;
 
 /// One matrix that may be factored.
@@ -138,6 +140,15 @@ impl Ladder {
             dense,
             whole: loss.first().copied().unwrap_or(0.0),
         }
+    }
+
+    /// The same sizes with losses `factor` times as large.
+    pub fn scaled(mut self, factor: f64) -> Self {
+        self.whole *= factor;
+        for rung in &mut self.rungs {
+            rung.loss *= factor;
+        }
+        self
     }
 
     /// The highest rung of at most this many scalars, or the lowest there is.

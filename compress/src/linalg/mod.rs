@@ -9,6 +9,7 @@ mod identity;
 mod latent;
 mod neurons;
 mod refit;
+mod similarity;
 mod weight;
 mod whiten;
 
@@ -18,6 +19,7 @@ pub use gram::{Cross, Gram};
 pub use identity::{IdentityFactors, PivotRule};
 pub use neurons::NeuronSpectra;
 pub use refit::{error_between, refit, removal_error};
+pub use similarity::similarity;
 pub use weight::Weight;
 pub use whiten::{Whitening, whiten};
 

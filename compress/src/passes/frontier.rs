@@ -17,6 +17,8 @@
 //! 2015, arXiv 1503.05671; KFAC-SVD), identity block and shared basis (SkipCat, arXiv 2512.13494), removal of neurons with
 //! closed-form refit (Hassibi and Stork 1993; MoDeGPT, arXiv 2408.09632), Lagrangian allocation.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +67,10 @@ pub struct FrontierSettings {
     /// Numbers of neurons at which factors of the remaining ones are tried too, between all and a quarter.
     #[serde(default = "default_neuron_sizes")]
     pub neuron_sizes: usize,
+    /// A file of `cinder sensitivity` for this model: each site's losses are scaled by the divergence that was measured there,
+    /// over the loss that was predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<PathBuf>,
 }
 
 /// The structures `frontier` may choose from; separate factors and dense are always among them.
@@ -152,6 +158,7 @@ impl FrontierSettings {
             neuron_sizes: self.neuron_sizes,
             ..Factorization::default()
         };
-        factorization.checked()
+        let measured = self.sensitivity.as_deref();
+        factorization.checked()?.scaled_by(measured)
     }
 }

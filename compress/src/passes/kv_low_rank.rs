@@ -17,10 +17,12 @@
 //!
 //! **Reference.** Palu, arXiv 2407.21118, §3.2 (latents by groups of heads: M-LRD, G-LRD, J-LRD), §3.3 (Fisher ranks) and
 //! §3.4 (rotation); low-rank.md §1. The residual window of packed caches is KIVI's, arXiv 2402.02750, §3.3. The joint latent of keys and values, moments on both sides and ranks by loss are
-//! frontier.md §10: at half the cache they add a fifth of what whitened uniform J-LRD adds to SmolLM2-135M's perplexity.
+//! frontier.md §10, like heads in one group ReCalKV's, arXiv 2505.24357 (whose re-fit of the values would change nothing here:
+//! factors from one decomposition are best for each other). At half the cache they add a fifth of what whitened uniform J-LRD adds to SmolLM2-135M's perplexity.
 
 mod analysis;
 mod apply;
+mod order;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +45,7 @@ use crate::error::Result;
 #[serde(deny_unknown_fields)]
 pub struct KvLowRankSettings {
     /// Numbers that the latents have of those that the dense KV cache has, in (0, 1]; not of stored weights.
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub keep: f64,
     /// What is rebuilt from one latent.
     #[serde(default)]
@@ -50,6 +53,10 @@ pub struct KvLowRankSettings {
     /// Consecutive KV heads that share a latent; 0 is all of them. The last group may have fewer.
     #[serde(default)]
     pub group_heads: usize,
+    /// Let heads that are alike share a latent (ReCalKV) rather than neighbours: KV heads change places, and with them the
+    /// query heads that read them and what `o` reads. Of use where `group_heads` makes several groups of several heads.
+    #[serde(default)]
+    pub reorder_heads: bool,
     /// How ranks are shared out.
     #[serde(default)]
     pub rule: KvRule,
@@ -58,15 +65,19 @@ pub struct KvLowRankSettings {
     pub two_sided: bool,
     /// Ridge added to each input moment, relative to its mean diagonal.
     #[serde(default = "default_input_ridge")]
+    #[schemars(range(min = 0, max = 1))]
     pub input_ridge: f64,
     /// Ridge added to each gradient moment, relative to its mean diagonal.
     #[serde(default = "default_output_ridge")]
+    #[schemars(range(min = 0, max = 1))]
     pub output_ridge: f64,
     /// The smallest rank.
     #[serde(default = "eight")]
+    #[schemars(range(min = 1))]
     pub rank_floor: usize,
     /// Ranks are multiples of this, or full; packed caches store eight values together.
     #[serde(default = "eight")]
+    #[schemars(range(min = 1))]
     pub rank_step: usize,
     /// Turn each latent so that all its values are of like size and lose least in few bits.
     #[serde(default = "yes")]
@@ -176,6 +187,15 @@ impl KvLowRankSettings {
         ] {
             within(name, value as f64, value >= 1, "at least 1")?;
         }
+        if self.reorder_heads && self.group_heads < 2 {
+            return Err(format!(
+                "`reorder_heads` is for groups of several heads, and `group_heads` is {}",
+                match self.group_heads {
+                    0 => "0: all heads share a latent".into(),
+                    heads => heads.to_string(),
+                }
+            ));
+        }
         if self.residual_window > 0 && !self.cache.is_packed() {
             return Err(format!(
                 "`residual_window` is {}, which is for packed caches (`cache` = \"q8\", \"q4\", \"q3\" or \"q2\"), and \
@@ -236,6 +256,10 @@ impl Pass for KvLowRankSettings {
 
     fn residual_window(&self) -> usize {
         self.residual_window
+    }
+
+    fn moves_heads(&self) -> bool {
+        self.reorder_heads
     }
 
     /// Every latent value is a row of a basis and a column of expansions.

@@ -16,6 +16,8 @@
 //! of the input Gram), with a relative ridge and triangular solves. Allocation: uniform; by energy share; Palu's Fisher
 //! rule (§3.3); or by loss.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +45,10 @@ pub struct LowRankSettings {
     /// Store bases with an identity block.
     #[serde(default)]
     pub identity: bool,
+    /// A file of `cinder sensitivity` for this model: with `allocation = "loss"`, each site's losses are scaled by the divergence that was measured there,
+    /// over the loss that was predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<PathBuf>,
 }
 
 fn default_ridge() -> f64 {
@@ -77,6 +83,7 @@ impl LowRankSettings {
             input_ridge: self.ridge,
             ..Factorization::default()
         };
-        factorization.checked()
+        let measured = self.sensitivity.as_deref();
+        factorization.checked()?.scaled_by(measured)
     }
 }

@@ -19,7 +19,9 @@ use crate::calibration::{Moments, SiteInputs};
 use crate::error::{Error, Result};
 
 pub(crate) use factor::project;
-pub use factor::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
+pub use factor::{
+    AlternativePlan, Analysis, FactoredSite, Fallback, Losses, SiteFactoring, UnitPlan,
+};
 pub use frontier::FrontierSettings;
 pub use identity_block::IdentityBlockSettings;
 pub use kv_low_rank::KvLowRankSettings;
@@ -93,6 +95,11 @@ pub trait Pass: Send + Sync {
         None
     }
 
+    /// Whether it changes the order of heads, and with it rows of `q` and columns of `o`.
+    fn moves_heads(&self) -> bool {
+        false
+    }
+
     /// The most scalars that its projections may store.
     fn budget(&self, config: &ModelConfig) -> u64 {
         dense_scalars(config, &self.projections())
@@ -112,6 +119,11 @@ pub trait Pass: Send + Sync {
 
     /// Whether the plan follows from shapes alone.
     fn plans_from_shapes(&self) -> bool;
+
+    /// SHA-256 of the model that something in its settings was measured on; none where they fit any model.
+    fn measured_on(&self) -> Option<&str> {
+        None
+    }
 
     /// What becomes of each layer, from all layers' analyses.
     ///
@@ -198,6 +210,15 @@ pub fn share_out(passes: &mut [Box<dyn Pass>]) -> Result<()> {
     let latent: Vec<&str> = latent.flat_map(|p| p.projections()).collect();
     for pass in passes.iter_mut().filter(|p| p.cache_format().is_none()) {
         pass.leave(&latent);
+    }
+    if passes.len() > 1 && passes.iter().any(|p| p.moves_heads()) {
+        return Err(Error::Setting {
+            what: "`reorder_heads`".into(),
+            value: "true beside another pass".into(),
+            range: "true in a recipe of one pass: it moves the rows of `q` and the columns of `o`"
+                .into(),
+            hint: "leave `reorder_heads` out, or compress twice",
+        });
     }
     let mut taken: Vec<&str> = Vec::new();
     for projection in passes.iter().flat_map(|p| p.projections()) {

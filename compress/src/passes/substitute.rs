@@ -35,6 +35,7 @@ use crate::error::{Error, Result};
 /// Settings of `substitute`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "SubstituteSettings")]
 struct Settings {
     /// Bits of a code: 2, 3, 4 (default) or 8.
     #[serde(default = "default_bits")]

@@ -83,6 +83,7 @@ pub(super) fn finish(
         seconds: 0.0,
         stages: Vec::new(),
         site_seconds,
+        spectra: Vec::new(),
     })
 }
 

@@ -13,6 +13,7 @@ mod finish;
 mod identity;
 mod inputs;
 mod resume;
+mod spectra;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use cinder_models::checkpoint::{
-    CompressedWriter, DirectoryLock, Manifest, OutputDirectory, ProjectionInfo, sha256,
+    CompressedWriter, DirectoryLock, Manifest, OutputDirectory, ProjectionInfo, Spectrum, sha256,
 };
 use cinder_models::progress::Progress;
 use cinder_models::{Checkpoint, ModelConfig, Precision, ops};
@@ -31,7 +32,7 @@ use serde_json::{Value, json};
 use crate::calibration::{Collection, Statistics, Windows, read_json, write_whole};
 use crate::error::{Error, Result};
 use crate::passes::{Analysis, Needs, Pass, Plan, Takes, check_cached_basis, dense_scalars};
-use crate::recipe::Recipe;
+use crate::recipe::{Calibration, Recipe};
 
 pub use identity::{check_identity, read_identity, require_same};
 pub use resume::{Earlier, check_resume, finished};
@@ -85,6 +86,8 @@ pub struct Outcome {
     pub stages: Vec<(&'static str, f64)>,
     /// Wall time spent on each of the manifest's sites, as far as this process did it.
     pub site_seconds: Vec<Option<f64>>,
+    /// What the analyses found, where they looked at weights; nothing of a run that had ended before.
+    pub spectra: Vec<Spectrum>,
     /// What the user should know besides, each a sentence.
     pub warnings: Vec<String>,
 }
@@ -156,6 +159,7 @@ fn stages(
         )?);
     }
     stage("analysis", since);
+    let spectra = spectra::spectra(&analyses);
     let since = Instant::now();
     let mut all = analyses.into_iter();
     let plans = plans(&job.recipe.passes, job.checkpoint.config(), |_| {
@@ -175,19 +179,72 @@ fn stages(
     stage("compression", since);
     let mut outcome = finish::finish(job, device, &plans, writer, sites)?;
     outcome.stages = stages;
+    outcome.spectra = spectra;
     Ok(outcome)
 }
 
 /// Statistics with the identity they go by.
-struct Collected {
-    store: Statistics,
+pub struct Collected {
+    /// The moments.
+    pub store: Statistics,
     folder: PathBuf,
 }
 
 /// Raised when the files of statistics or analyses change their meaning.
 const STATISTICS_LAYOUT: u32 = 2;
 
-/// Collects the statistics that the passes need, in a folder of their own by what decides them.
+/// What statistics are collected of; runs in which all of it is the same share them.
+pub struct StatisticsJob<'a> {
+    /// The dense model.
+    pub checkpoint: &'a Checkpoint,
+    /// What goes through it.
+    pub text: &'a CalibrationText,
+    /// How it was drawn, and how gradients are taken.
+    pub settings: &'a Calibration,
+    /// Whether gradients are needed too.
+    pub needs: Needs,
+    /// Cinder's version.
+    pub tool_version: &'a str,
+    /// Threads of the pool that everything runs on.
+    pub threads: usize,
+}
+
+/// Collects the statistics that are not in `work` yet, in a folder of their own by what decides them.
+///
+/// # Errors
+/// [`Error::Drift`] when the folder has statistics of something else; those of running the model, and of the disk.
+pub fn statistics(
+    job: &StatisticsJob<'_>,
+    work: &Path,
+    device: &Device,
+    progress: &dyn Progress,
+) -> Result<Collected> {
+    let identity = json!({
+        "layout": STATISTICS_LAYOUT,
+        "tool_version": job.tool_version,
+        "model": job.checkpoint.sha256()?,
+        "tokens_sha256": job.text.windows.sha256,
+        "window": job.text.windows.ids[0].len(),
+        "gradients": job.settings.gradients,
+        "seed": job.settings.seed,
+        "threads": job.threads,
+        "device": ops::device_name(device),
+        "instructions": ops::instructions(),
+    });
+    let folder = work.join(format!("statistics-{}", short_hash(&identity)));
+    let store = Statistics::open(&folder, &identity)?;
+    let collection = Collection {
+        checkpoint: job.checkpoint,
+        windows: &job.text.windows,
+        gradients: &job.settings.gradients,
+        seed: job.settings.seed,
+        device,
+    };
+    store.collect(&collection, job.needs == Needs::Gradients, progress)?;
+    Ok(Collected { store, folder })
+}
+
+/// The statistics that the passes need.
 fn collect(
     job: &Job<'_>,
     work: &Path,
@@ -201,29 +258,15 @@ fn collect(
     if needs == Needs::Nothing {
         return Ok(None);
     }
-    let identity = json!({
-        "layout": STATISTICS_LAYOUT,
-        "tool_version": job.tool_version,
-        "model": job.checkpoint.sha256()?,
-        "tokens_sha256": text.windows.sha256,
-        "window": text.windows.ids[0].len(),
-        "gradients": settings.gradients,
-        "seed": settings.seed,
-        "threads": job.threads,
-        "device": ops::device_name(device),
-        "instructions": ops::instructions(),
-    });
-    let folder = work.join(format!("statistics-{}", short_hash(&identity)));
-    let store = Statistics::open(&folder, &identity)?;
-    let collection = Collection {
+    let job = StatisticsJob {
         checkpoint: job.checkpoint,
-        windows: &text.windows,
-        gradients: &settings.gradients,
-        seed: settings.seed,
-        device,
+        text,
+        settings,
+        needs,
+        tool_version: &job.tool_version,
+        threads: job.threads,
     };
-    store.collect(&collection, needs == Needs::Gradients, progress)?;
-    Ok(Some(Collected { store, folder }))
+    statistics(&job, work, device, progress).map(Some)
 }
 
 /// One pass's analyses of all layers; those that need statistics are kept on disk beside them.
@@ -239,9 +282,11 @@ fn analyse(
         return shape_analyses_of(pass, config);
     };
     let mut settings = pass.settings();
-    // The keep ratio decides between what an analysis offers, not what that is.
+    // The keep ratio decides between what an analysis offers, not what that is; so do measured losses.
     if let Some(map) = settings.as_object_mut() {
-        map.remove("keep");
+        for decided_later in ["keep", "sensitivity", "sensitivity_sha256"] {
+            map.shift_remove(decided_later);
+        }
         map.insert("projections".into(), json!(pass.projections()));
     }
     let folder = collected
@@ -383,10 +428,20 @@ pub fn require_form(checkpoint: &Checkpoint, passes: &[Box<dyn Pass>]) -> Result
 /// Refuses what can not be done, from shapes alone: before anything slow.
 ///
 /// # Errors
-/// As [`require_form`]; [`Error::Setting`] for calibration windows longer than the model's context, and when a plan that
-/// follows from shapes can not be met.
+/// As [`require_form`]; [`Error::Setting`] for calibration windows longer than the model's context, for sensitivities of another
+/// model, and when a plan that follows from shapes can not be met.
 pub fn check(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<()> {
     require_form(checkpoint, &recipe.passes)?;
+    for measured in recipe.passes.iter().filter_map(|p| p.measured_on()) {
+        if measured != checkpoint.sha256()? {
+            return Err(Error::Setting {
+                what: "`sensitivity`".into(),
+                value: "a file about another model".into(),
+                range: format!("one about `{}`", checkpoint.name()),
+                hint: "measure this model: `cinder sensitivity MODEL --text FILE --out FILE`",
+            });
+        }
+    }
     if let Some(calibration) = recipe.used_calibration() {
         check_window(checkpoint.config(), calibration.window)?;
     }

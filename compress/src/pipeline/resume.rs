@@ -81,6 +81,7 @@ pub fn finished(out: &Path) -> Result<Outcome> {
         seconds: 0.0,
         stages: Vec::new(),
         site_seconds: vec![None; manifest.sites.len()],
+        spectra: Vec::new(),
         warnings: super::finish::warnings(&manifest),
         manifest,
     })

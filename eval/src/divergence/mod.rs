@@ -6,6 +6,7 @@
 //! which the divergence can only come out smaller (data processing inequality), by less the more tokens are kept.
 
 mod reference;
+mod substituted;
 #[cfg(test)]
 mod tests;
 
@@ -16,9 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::perplexity::{WindowChoice, each_position, finite};
-use crate::statistics::{Estimate, percentile};
+use crate::statistics::{Estimate, doubling, percentile};
 
 pub use reference::{REFERENCE_SCHEMA, Reference, ReferenceIdentity, ReferenceQuestion};
+pub use substituted::Probe;
 
 /// A model beside a reference, over the scored positions. Standard errors take windows as independent draws (with one window,
 /// its tokens) and are those of the paired differences.
@@ -156,13 +158,6 @@ impl Divergence {
 impl AtPositions {
     /// Ranges that double: positions 0 to 63 of each window, 64 to 127, 128 to 255 and so on.
     fn all(rows: &[Row], per_window: usize) -> Vec<Self> {
-        const NARROWEST: usize = 64;
-        let mut ranges = Vec::new();
-        let (mut first, mut end) = (0, NARROWEST);
-        while first < per_window {
-            ranges.push((first, end.min(per_window)));
-            (first, end) = (end, 2 * end);
-        }
         let of = |(first, end): (usize, usize)| {
             let within = || rows.chunks(per_window).flat_map(move |w| &w[first..end]);
             let count = within().count() as f64;
@@ -175,7 +170,7 @@ impl AtPositions {
                 reference_nll: within().map(|row| row.reference_nll).sum::<f64>() / count,
             }
         };
-        ranges.into_iter().map(of).collect()
+        doubling(per_window).into_iter().map(of).collect()
     }
 }
 

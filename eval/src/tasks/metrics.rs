@@ -1,5 +1,6 @@
 //! From scores to numbers.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::document::Document;
@@ -8,7 +9,7 @@ use super::task::{Metric, Task};
 use crate::statistics::mean_and_stderr;
 
 /// What the model said of one document.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DocumentScores {
     pub task: String,
     /// Its place in the file, from 0.
@@ -30,7 +31,7 @@ pub struct DocumentScores {
 }
 
 /// The metrics of a task, each with its standard error: the sample standard deviation over √n, 0 for a single document.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Metrics {
     /// Share of documents that are right.
     pub acc: f64,
@@ -68,11 +69,25 @@ impl DocumentScores {
         }
     }
 
-    fn is_right(&self) -> bool {
+    /// Whether the model does the document: it picks the right choice, or would have said the continuation.
+    pub fn is_right(&self) -> bool {
         match self.gold {
             Some(_) => self.pick == self.gold,
             None => self.greedy.first() == Some(&true),
         }
+    }
+}
+
+impl DocumentScores {
+    /// As [`DocumentScores::is_right`], by log-likelihood per character; none where that is not counted.
+    pub fn is_right_norm(&self) -> Option<bool> {
+        self.pick_norm.map(|pick| Some(pick) == self.gold)
+    }
+
+    /// The log-likelihood of the right choice, or of the continuation, in nats.
+    pub fn gold_log_likelihood(&self) -> Option<f64> {
+        let index = self.gold.unwrap_or(0) as usize;
+        self.log_likelihoods.get(index).copied()
     }
 }
 

@@ -7,6 +7,7 @@ use cinder_models::Decoder;
 use cinder_models::cache::CacheFormat;
 use cinder_models::progress::Progress;
 use cinder_models::tokenizer::Tokenizer;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::data::{FileIdentity, TaskData};
@@ -21,8 +22,13 @@ use crate::result::ModelIdentity;
 /// What stands between documents that are shown (lm-evaluation-harness's `fewshot_delimiter`).
 const BETWEEN: &str = "\n\n";
 
+/// What a record says of shots. lm-evaluation-harness draws them from a task's training or validation split; the files that are
+/// evaluated hold one split, so its rule `first_n` is applied to that one, leaving out the document that is asked.
+const SHOTS_FROM: &str = "the first documents of the evaluated file other than the one that is asked \
+                          (lm-evaluation-harness' `first_n`, from the evaluated split in place of the training split)";
+
 /// One evaluation of one model on several tasks.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct TasksResult {
     /// Version of this layout: [`SCHEMA`](crate::SCHEMA).
     pub schema: u32,
@@ -36,6 +42,7 @@ pub struct TasksResult {
     /// Type the weights were computed in, such as `f32`.
     pub dtype: String,
     /// How the KV cache stores what it keeps, through which everything is scored.
+    #[schemars(with = "String")]
     pub cache: CacheFormat,
     /// Bytes that one token takes in that cache.
     pub kv_bytes_per_token: u64,
@@ -44,6 +51,9 @@ pub struct TasksResult {
     pub residual_window: usize,
     /// Tokens the tokenizer puts before a text of its own accord; empty when it adds none.
     pub bos_ids: Vec<u32>,
+    /// The side file with the scores of each document, which `cinder compare` pairs; none where none was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documents_file: Option<FileIdentity>,
     /// The command line that made this.
     pub command: String,
     /// Seconds spent scoring, without loading.
@@ -51,7 +61,7 @@ pub struct TasksResult {
 }
 
 /// How well a model does a task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskResult {
     /// Version of the task's definition.
     pub version: u32,
@@ -59,8 +69,11 @@ pub struct TaskResult {
     pub n: u64,
     /// Documents of the file.
     pub documents: u64,
-    /// Documents shown before each: the first others of the file.
+    /// Documents shown before each.
     pub shots: u64,
+    /// Where these come from, in words; none without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots_from: Option<String>,
     #[serde(flatten)]
     pub metrics: Metrics,
     /// Standard error of `acc`, by its short name.
@@ -177,6 +190,7 @@ impl Questions {
             n: scored.len() as u64,
             documents: self.all as u64,
             shots: self.shots as u64,
+            shots_from: (self.shots > 0).then(|| SHOTS_FROM.into()),
             metrics,
             stderr: metrics.acc_stderr,
             truncated: self.plan.truncated() as u64,

@@ -24,6 +24,7 @@ mod prefix;
 mod quantized;
 mod safetensors_file;
 mod source;
+mod spectra;
 mod structure;
 #[cfg(test)]
 mod tests;
@@ -46,8 +47,9 @@ pub use manifest::{
 pub use names::{projection_prefix, shared_prefix};
 pub use native::{CompressedWriter, ShardRecord};
 pub use open::{Checkpoint, Format};
-pub use output::{DEMO_FILE, OutputDirectory, SWEEP_FILE};
+pub use output::{DEMO_FILE, OutputDirectory, SEARCH_FILE, SWEEP_FILE};
 pub use source::{TensorInfo, TensorSource};
+pub use spectra::{SPECTRA_KIND, SPECTRA_SCHEMA, Spectra, Spectrum};
 pub use structure::ProjectionInfo;
 pub use verify::{Verification, verify};
 pub use writer::{StoredDtype, write_safetensors};

@@ -23,6 +23,7 @@ use crate::decoder::{Decoder, DecoderLayer};
 use crate::error::{Error, Result};
 use crate::precision::Precision;
 use crate::progress::Progress;
+use crate::substitute::{SubstituteSettings, substitute_head, substitute_layer};
 use crate::tokenizer::Tokenizer;
 
 /// Names of the frame's tensors.
@@ -416,11 +417,42 @@ impl Checkpoint {
         device: &Device,
         progress: &dyn Progress,
     ) -> Result<Decoder> {
-        progress.start("loading", self.config.layers as u64);
+        self.load_as(precision, device, progress, "loading", Ok)
+    }
+
+    /// A low-bit copy of the whole model ([`substitute`](crate::substitute())), made layer by layer: memory peaks at the copy and
+    /// one layer. What is shared with the model in memory is loaded in `precision`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load_frame`] and [`substitute`](crate::substitute()).
+    pub fn load_substitute(
+        &self,
+        settings: &SubstituteSettings,
+        precision: Precision,
+        device: &Device,
+        progress: &dyn Progress,
+    ) -> Result<Decoder> {
+        let mut copy = self.load_as(precision, device, progress, "making the draft", |layer| {
+            substitute_layer(&layer, settings)
+        })?;
+        substitute_head(&mut copy, settings)?;
+        Ok(copy)
+    }
+
+    /// The model with each layer turned into another as soon as it is loaded.
+    fn load_as(
+        &self,
+        precision: Precision,
+        device: &Device,
+        progress: &dyn Progress,
+        what: &str,
+        turn: impl Fn(DecoderLayer) -> Result<DecoderLayer>,
+    ) -> Result<Decoder> {
+        progress.start(what, self.config.layers as u64);
         let frame = self.load_frame(precision, device)?;
         let layers = (0..self.config.layers)
             .map(|layer| {
-                let loaded = self.load_layer(layer, precision, device)?;
+                let loaded = turn(self.load_layer(layer, precision, device)?)?;
                 progress.advance(1);
                 Ok(loaded)
             })

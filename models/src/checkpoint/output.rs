@@ -22,14 +22,17 @@ use super::manifest::FileRecord;
 use crate::error::{Error, Result};
 
 /// Files of which an earlier output has at least one; any other directory is never replaced.
-const MARKS: [&str; 4] = [
+const MARKS: [&str; 5] = [
     "config.json",
     super::manifest::MANIFEST_FILE,
     DEMO_FILE,
     SWEEP_FILE,
+    SEARCH_FILE,
 ];
 /// What `cinder sweep` leaves in its directory, last.
 pub const SWEEP_FILE: &str = "sweep.json";
+/// What `cinder search` leaves in its directory, last.
+pub const SEARCH_FILE: &str = "search.json";
 /// What `cinder demo` leaves in its directory.
 pub const DEMO_FILE: &str = "demo.json";
 

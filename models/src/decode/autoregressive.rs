@@ -2,11 +2,8 @@
 
 use std::time::Instant;
 
-use burn::tensor::Tensor;
-
-use super::{LanguageModel, Sampler, SamplingSettings, TreeSlice};
+use super::{LanguageModel, Sampler, SamplingSettings, rows_of};
 use crate::cache::KvCache;
-use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 
 /// What a generation produced, and how fast.
@@ -37,57 +34,28 @@ impl Generation {
 /// [`Error::Request`] for an empty prompt or when prompt and new tokens exceed the context;
 /// [`Error::NonFinite`] when the model overflows.
 pub fn generate(
-    decoder: &Decoder,
+    model: &mut dyn LanguageModel,
     prompt: &[u32],
     max_new_tokens: usize,
     eos_ids: &[u32],
     settings: SamplingSettings,
     emit: &mut dyn FnMut(u32) -> Result<()>,
 ) -> Result<Generation> {
-    let mut model = Shared(decoder);
-    generate_with(&mut model, prompt, max_new_tokens, eos_ids, settings, emit)
-}
-
-/// [`generate`] with any model, such as one whose blocks are streamed.
-///
-/// # Errors
-/// As [`generate`], and those of the model.
-pub fn generate_with<M: LanguageModel + ?Sized>(
-    decoder: &mut M,
-    prompt: &[u32],
-    max_new_tokens: usize,
-    eos_ids: &[u32],
-    settings: SamplingSettings,
-    emit: &mut dyn FnMut(u32) -> Result<()>,
-) -> Result<Generation> {
-    if prompt.is_empty() {
-        return Err(Error::Request("the prompt has no tokens".into()));
-    }
-    if prompt.len().saturating_add(max_new_tokens) > decoder.max_context() {
-        return Err(Error::Request(format!(
-            "a prompt of {} tokens and {max_new_tokens} new ones exceed the model's context of {}",
-            prompt.len(),
-            decoder.max_context()
-        )));
-    }
-    let mut sampler = Sampler::new(settings)?;
-    let mut cache = decoder.new_cache(prompt.len() + max_new_tokens);
+    check_request(model, prompt, max_new_tokens)?;
+    let sampler = Sampler::new(settings)?;
+    let mut cache = model.new_cache(prompt.len() + max_new_tokens);
     let start = Instant::now();
     let (mut ids, mut prefill_seconds, mut ended) = (Vec::new(), 0.0, false);
-    let mut input = prompt.to_vec();
     while ids.len() < max_new_tokens && !ended {
-        let hidden = decoder.hidden(&input, None, &mut cache)?;
-        let tokens = hidden.dims()[0];
-        let last = hidden.narrow(0, tokens - 1, 1);
-        let logits = to_f32(decoder.logits(last))?;
-        let id = sampler.sample(&logits)?;
+        let input = ids.last().map_or(prompt, std::slice::from_ref);
+        let logits = prefill(model, input, None, &mut cache)?;
+        let id = sampler.sample(&logits, prompt.len() + ids.len())?;
         if ids.is_empty() {
             prefill_seconds = start.elapsed().as_secs_f64();
         }
         ids.push(id);
         emit(id)?;
         ended = eos_ids.contains(&id);
-        input = vec![id];
     }
     Ok(Generation {
         ids,
@@ -97,36 +65,38 @@ pub fn generate_with<M: LanguageModel + ?Sized>(
     })
 }
 
-/// A decoder that others read too.
-struct Shared<'a>(&'a Decoder);
-
-impl LanguageModel for Shared<'_> {
-    fn max_context(&self) -> usize {
-        self.0.max_context()
+/// # Errors
+/// [`Error::Request`] for an empty prompt or when prompt and new tokens exceed the context.
+pub(super) fn check_request(
+    model: &dyn LanguageModel,
+    prompt: &[u32],
+    max_new_tokens: usize,
+) -> Result<()> {
+    if prompt.is_empty() {
+        return Err(Error::Request("the prompt has no tokens".into()));
     }
-
-    fn new_cache(&self, capacity: usize) -> KvCache {
-        self.0.new_cache(capacity)
+    if prompt.len().saturating_add(max_new_tokens) > model.max_context() {
+        return Err(Error::Request(format!(
+            "a prompt of {} tokens and {max_new_tokens} new ones exceed the model's context of {}",
+            prompt.len(),
+            model.max_context()
+        )));
     }
-
-    fn hidden(
-        &mut self,
-        ids: &[u32],
-        tree: Option<TreeSlice<'_>>,
-        cache: &mut KvCache,
-    ) -> Result<Tensor<2>> {
-        let hidden = self.0.hidden_of(&[ids.to_vec()], tree, Some(cache))?;
-        Ok(hidden.flatten(0, 1))
-    }
-
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.0.logits(hidden)
-    }
+    Ok(())
 }
 
-fn to_f32(tensor: Tensor<2>) -> Result<Vec<f32>> {
-    tensor
-        .into_data()
-        .try_into_vec::<f32>()
-        .map_err(|e| Error::Request(format!("logits could not be read: {e:?}")))
+/// Logits behind the last of `ids`, which are added to the cache, `chunk` at a time.
+pub(super) fn prefill(
+    model: &mut dyn LanguageModel,
+    ids: &[u32],
+    chunk: Option<usize>,
+    cache: &mut KvCache,
+) -> Result<Vec<f32>> {
+    let mut last = None;
+    for chunk in ids.chunks(chunk.unwrap_or(ids.len()).max(1)) {
+        let hidden = model.hidden(chunk, None, cache)?;
+        last = Some(hidden.narrow(0, chunk.len() - 1, 1));
+    }
+    let last = last.ok_or_else(|| Error::Request("there are no tokens".into()))?;
+    Ok(rows_of(model.logits(last))?.swap_remove(0))
 }

@@ -1,9 +1,9 @@
 //! Choosing the next token from logits.
 
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::Distribution;
+use super::chance::{Chance, Keyed, Purpose};
 use crate::error::{Error, Result};
 
 /// How to choose. The filters apply in the order temperature, top-k, top-p, as in transformers.
@@ -15,7 +15,7 @@ pub struct SamplingSettings {
     pub top_k: Option<usize>,
     /// Keep the smallest set of most likely tokens whose probabilities reach this; 1 keeps all.
     pub top_p: f64,
-    /// Seed of the ChaCha8 stream the draws come from.
+    /// Seed of the ChaCha8 streams the draws come from, one for each position.
     pub seed: u64,
 }
 
@@ -45,10 +45,10 @@ impl SamplingSettings {
     }
 }
 
-/// Draws tokens; two samplers with equal settings draw the same from the same logits.
+/// Draws tokens; samplers with equal settings draw the same from the same logits at the same position.
+#[derive(Debug, Clone, Copy)]
 pub struct Sampler {
     settings: SamplingSettings,
-    rng: ChaCha8Rng,
 }
 
 impl Sampler {
@@ -56,53 +56,53 @@ impl Sampler {
     /// [`Error::Request`] when a setting is out of range.
     pub fn new(settings: SamplingSettings) -> Result<Self> {
         settings.check()?;
-        Ok(Sampler {
-            settings,
-            rng: ChaCha8Rng::seed_from_u64(settings.seed),
-        })
+        Ok(Sampler { settings })
     }
 
-    /// The next token for `logits` `[vocab]`. Ties go to the lowest id.
+    pub fn settings(&self) -> &SamplingSettings {
+        &self.settings
+    }
+
+    /// The token for `position` of the text, of `logits` `[vocab]`. Ties go to the lowest id.
     ///
     /// # Errors
     /// [`Error::NonFinite`] when a logit is not finite.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        if logits.iter().any(|l| !l.is_finite()) {
-            return Err(Error::NonFinite {
-                what: "a logit".into(),
-            });
-        }
+    pub fn sample(&self, logits: &[f32], position: usize) -> Result<u32> {
         if self.settings.temperature == 0.0 {
+            check_finite(logits)?;
             return Ok(argmax(logits));
         }
-        let kept = self.distribution(logits);
-        let total: f64 = kept.iter().map(|(_, p)| p).sum();
-        let mut left = self.rng.random::<f64>() * total;
-        for (id, p) in &kept {
-            left -= p;
-            if left < 0.0 {
-                return Ok(*id);
-            }
-        }
-        // Rounding can leave a sliver beyond the last token.
-        Ok(kept.last().map_or(0, |(id, _)| *id))
+        let law = self.distribution(logits)?;
+        Ok(Keyed::new(self.settings.seed, Purpose::Token, position).draw(&law))
     }
 
-    /// The tokens that can be drawn, most likely first, with unnormalised probabilities.
-    fn distribution(&self, logits: &[f32]) -> Vec<(u32, f64)> {
-        let top = logits[argmax(logits) as usize];
-        let mut kept: Vec<(u32, f64)> = logits
-            .iter()
-            .enumerate()
-            .map(|(id, l)| {
-                let scaled = f64::from(l - top) / self.settings.temperature;
-                (id as u32, scaled.exp())
-            })
-            .collect();
-        kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        kept.truncate(self.settings.top_k.unwrap_or(usize::MAX));
+    /// What the next token is drawn from, of `logits` `[vocab]`: after temperature, top-k and top-p. Greedy, it is one token.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] when a logit is not finite.
+    pub fn distribution(&self, logits: &[f32]) -> Result<Distribution> {
+        check_finite(logits)?;
+        let best = argmax(logits);
+        if self.settings.temperature == 0.0 {
+            return Ok(Distribution::point(best));
+        }
+        let top = logits[best as usize];
+        let weigh = |(id, l): (usize, &f32)| {
+            let scaled = f64::from(l - top) / self.settings.temperature;
+            (id as u32, scaled.exp())
+        };
+        let mut kept: Vec<(u32, f64)> = logits.iter().enumerate().map(weigh).collect();
+        let likely_first = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if let Some(k) = self.settings.top_k.filter(|k| *k < kept.len()) {
+            kept.select_nth_unstable_by(k, likely_first);
+            kept.truncate(k);
+        }
         if self.settings.top_p < 1.0 {
             let total: f64 = kept.iter().map(|(_, p)| p).sum();
+            // All tokens below this together are not needed to reach top-p; half of it, for rounding.
+            let floor = 0.5 * (1.0 - self.settings.top_p) * total / kept.len() as f64;
+            kept.retain(|(_, p)| *p >= floor);
+            kept.sort_unstable_by(likely_first);
             let mut reached = 0.0;
             let needed = kept
                 .iter()
@@ -113,7 +113,17 @@ impl Sampler {
                 .map_or(kept.len(), |last| last + 1);
             kept.truncate(needed);
         }
-        kept
+        // The most likely token weighs 1.
+        Ok(Distribution::of_weights(kept).unwrap_or_else(|| Distribution::point(best)))
+    }
+}
+
+fn check_finite(logits: &[f32]) -> Result<()> {
+    match logits.iter().all(|l| l.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::NonFinite {
+            what: "a logit".into(),
+        }),
     }
 }
 
@@ -135,9 +145,9 @@ mod tests {
     const LOGITS: [f32; 4] = [1.0, 3.0, 2.0, 0.0];
 
     fn draws(settings: SamplingSettings, n: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(settings).expect("valid");
+        let sampler = Sampler::new(settings).expect("valid");
         (0..n)
-            .map(|_| sampler.sample(&LOGITS).expect("finite"))
+            .map(|position| sampler.sample(&LOGITS, position).expect("finite"))
             .collect()
     }
 
@@ -193,6 +203,30 @@ mod tests {
     }
 
     #[test]
+    fn top_p_keeps_the_smallest_set_that_reaches_it() {
+        // 40 logits in no order, against sorting all of them.
+        let logits: Vec<f32> = (0..40).map(|i| (i * 29 % 41) as f32 / 8.0).collect();
+        let all = Sampler::new(settings(0.7, None, 1.0, 0)).expect("valid");
+        let all = all.distribution(&logits).expect("finite");
+        let mut sorted = all.entries().to_vec();
+        sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+        for top_p in [0.01, 0.3, 0.8, 0.95, 0.9999] {
+            let sampler = Sampler::new(settings(0.7, None, top_p, 0)).expect("valid");
+            let law = sampler.distribution(&logits).expect("finite");
+            let (mut reached, mut kept) = (0.0, Vec::new());
+            for (id, p) in &sorted {
+                if reached < top_p {
+                    kept.push(*id);
+                }
+                reached += p;
+            }
+            kept.sort_unstable();
+            let ids: Vec<u32> = law.entries().iter().map(|(id, _)| *id).collect();
+            assert_eq!(ids, kept);
+        }
+    }
+
+    #[test]
     fn out_of_range_settings_and_logits_are_refused() {
         for s in [
             settings(-1.0, None, 1.0, 0),
@@ -202,7 +236,8 @@ mod tests {
         ] {
             assert!(Sampler::new(s).is_err(), "{s:?}");
         }
-        let mut sampler = Sampler::new(SamplingSettings::GREEDY).expect("valid");
-        assert!(sampler.sample(&[0.0, f32::NAN]).is_err());
+        let sampler = Sampler::new(SamplingSettings::GREEDY).expect("valid");
+        assert!(sampler.sample(&[0.0, f32::NAN], 0).is_err());
+        assert!(sampler.distribution(&[0.0, f32::INFINITY]).is_err());
     }
 }

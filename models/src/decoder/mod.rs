@@ -6,6 +6,7 @@ mod embedding;
 mod feed_forward;
 mod layer;
 mod rope;
+mod substituted;
 
 use burn::module::Module;
 use burn::nn::RmsNorm;
@@ -15,7 +16,7 @@ use crate::cache::{CacheFormat, KvCache};
 use crate::config::ModelConfig;
 use crate::decode::TreeSlice;
 use crate::error::{Error, Result};
-use crate::ops;
+use crate::ops::{self, ValueForm};
 use crate::projection::{Projection, flattened};
 
 pub use attention::Attention;
@@ -147,6 +148,13 @@ impl Decoder {
             layer.attention.residual_window = tokens;
         }
         Ok(())
+    }
+
+    /// Makes attention over latents sum its weighted values in this form; none is the faster one, which depends on shapes, ranks
+    /// and the cache's format. Layers without latents have no choice.
+    pub fn set_value_form(&mut self, form: Option<ValueForm>) {
+        let latents = self.layers.iter_mut().flat_map(|l| &mut l.attention.latent);
+        latents.for_each(|latent| latent.value_form = form);
     }
 
     /// Final hidden states `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, after the last norm.

@@ -29,6 +29,9 @@ pub struct GroupHeads {
     /// Whether keys and values of a group share its latent.
     #[module(skip)]
     pub joint: bool,
+    /// What weighted values are summed from; the faster form where none is set.
+    #[module(skip)]
+    pub value_form: Option<ValueForm>,
     /// The expansions as the attention kernel multiplies them, made when they are first needed.
     #[module(skip)]
     prepared: Expansions,
@@ -45,6 +48,7 @@ impl GroupHeads {
             keys,
             values,
             joint,
+            value_form: None,
             prepared: Expansions::default(),
         };
         let total: usize = heads.ranks().iter().sum();
@@ -69,6 +73,7 @@ impl GroupHeads {
             keys: vec![keys],
             values: vec![values],
             joint: true,
+            value_form: None,
             prepared: Expansions::default(),
         }
     }
@@ -123,7 +128,8 @@ impl GroupHeads {
     }
 
     /// Attention of rotated queries `[batch, tokens, heads, head_dim]` over a cache that ends with the queries' own tokens;
-    /// of the same shape. The form of the values is the faster one, but the same for any number of new tokens up to 32.
+    /// of the same shape. The form of the values is [`GroupHeads::value_form`]; else the faster one, but the same for any number of
+    /// new tokens up to 32.
     pub fn attend(
         &self,
         q: Tensor<4>,
@@ -157,7 +163,7 @@ impl GroupHeads {
         }
         let [_, tokens, heads, head_dim] = q.dims();
         let format = cache.format();
-        let form = form.unwrap_or_else(|| {
+        let form = form.or(self.value_form).unwrap_or_else(|| {
             let ranks = self.values.iter().flat_map(|values| {
                 let (out, rank) = values.shape();
                 std::iter::repeat_n(rank, out / head_dim)

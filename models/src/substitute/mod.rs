@@ -35,19 +35,29 @@ pub fn substitute(decoder: &Decoder, settings: &SubstituteSettings) -> Result<De
             other => other,
         })?;
     }
-    if let Some(format) = settings.head {
-        let head = match (&decoder.lm_head, &decoder.embedding) {
-            (Some(head), _) => head.to_dense(),
-            (None, TokenEmbedding::Blocks(table)) => table.to_dense(),
-            (None, TokenEmbedding::Float(table)) => Linear {
-                weight: burn::module::Param::from_tensor(table.weight.val().transpose()),
-                bias: None,
-            },
-        };
-        let head = low_bit(&head, format, settings, "the output head")?;
-        draft.lm_head = Some(Projection::Quantized(head));
-    }
+    substitute_head(&mut draft, settings)?;
     Ok(draft)
+}
+
+/// The head of [`substitute`], where the settings ask for one of its own.
+///
+/// # Errors
+/// As [`substitute`].
+pub(crate) fn substitute_head(decoder: &mut Decoder, settings: &SubstituteSettings) -> Result<()> {
+    let Some(format) = settings.head else {
+        return Ok(());
+    };
+    let head = match (&decoder.lm_head, &decoder.embedding) {
+        (Some(head), _) => head.to_dense(),
+        (None, TokenEmbedding::Blocks(table)) => table.to_dense(),
+        (None, TokenEmbedding::Float(table)) => Linear {
+            weight: burn::module::Param::from_tensor(table.weight.val().transpose()),
+            bias: None,
+        },
+    };
+    let head = low_bit(&head, format, settings, "the output head")?;
+    decoder.lm_head = Some(Projection::Quantized(head));
+    Ok(())
 }
 
 /// One layer of [`substitute`]: for models whose layers come one at a time.

@@ -203,6 +203,11 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Whether every token has the same id in both.
+    pub fn same_vocabulary(&self, other: &Tokenizer) -> bool {
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
     /// The file this came from.
     pub fn path(&self) -> &Path {
         &self.path

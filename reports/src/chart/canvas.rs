@@ -190,6 +190,21 @@ impl Canvas<'_> {
         Ok(())
     }
 
+    /// A circle around a point, filled with paper.
+    pub fn ring(&mut self, at: Point, colour: RGBColor, radius: f64) -> Result<(), ReportError> {
+        for (colour, radius) in [(colour, radius), (PAPER, radius - 1.5)] {
+            let style = ShapeStyle {
+                color: colour.to_rgba(),
+                filled: true,
+                stroke_width: 0,
+            };
+            self.backend
+                .draw_circle(units(&at), (radius * UNITS).round() as u32, &style, true)
+                .map_err(draw_error)?;
+        }
+        Ok(())
+    }
+
     /// `text` with its baseline at `at`.
     pub fn text(
         &mut self,

@@ -17,6 +17,12 @@ pub(crate) const LABEL: f64 = 12.0;
 fn x_words(axis: Axis, log: bool) -> &'static str {
     match (axis, log) {
         (Axis::KeepRatio, _) => "keep ratio (stored decoder-projection scalars, after / before)",
+        (Axis::WeightBytes, false) => "weights in memory (MB)",
+        (Axis::WeightBytes, true) => "weights in memory (MB, log scale)",
+        (Axis::Scoring, _) => {
+            "scoring speed while perplexity was measured (tokens/s, more is better)"
+        }
+        (Axis::Decoding, _) => "decoding speed (tokens/s, more is better)",
         (Axis::CacheBytes, false) => {
             "KV cache bytes per token (all layers, scales and minimums counted)"
         }
@@ -25,6 +31,9 @@ fn x_words(axis: Axis, log: bool) -> &'static str {
         }
     }
 }
+
+/// What the legend calls the front.
+const FRONT: &str = "Pareto front";
 
 /// Length of the piece of line beside a legend's name, and the space after an entry.
 pub(crate) const SWATCH: f64 = 28.0;
@@ -151,7 +160,10 @@ impl Frame {
 fn legend(group: &Group<'_>, margin: f64, inner: f64, top: f64) -> (Vec<Entry>, f64) {
     let mut entries: Vec<Entry> = Vec::new();
     let (mut left, mut y) = (margin, top);
-    for (name, _) in group.series() {
+    let series = group.series();
+    let names = series.iter().map(|(name, _)| *name);
+    let front = group.has_front().then_some(FRONT);
+    for name in names.chain(front) {
         let name = font::fit(name, TEXT, false, inner - SWATCH);
         let wide = SWATCH + font::width(&name, TEXT, false);
         if entries.is_empty() {
@@ -197,7 +209,7 @@ fn scales(group: &Group<'_>) -> (Scale, Scale) {
     (
         match group.axis {
             Axis::KeepRatio => Scale::linear(low, high, 0.07),
-            Axis::CacheBytes => Scale::positive(&across, &across),
+            _ => Scale::positive(&across, &across),
         },
         Scale::positive(&values, &bars.collect::<Vec<_>>()),
     )

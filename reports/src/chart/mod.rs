@@ -1,19 +1,24 @@
-//! The trade-off chart, perplexity over keep ratio; and heat maps of what was done to each projection.
+//! Trade-off charts, perplexity over size or speed; heat maps of what was done to each projection; bars and lines for the rest.
 
+pub(crate) mod bars;
 mod canvas;
 mod font;
 mod frame;
 mod heat;
 mod labels;
+pub(crate) mod lines;
 mod paint;
 mod palette;
 mod raster;
 mod scale;
+mod sketch;
 
 use crate::error::ReportError;
 use crate::group::Group;
-pub(crate) use heat::{Quantity, svg as heat_map};
+pub(crate) use heat::{Quantity, SITES_TITLE, sites_svg, svg as heat_map};
 pub(crate) use raster::png;
+pub(crate) use scale::Scale;
+pub(crate) use sketch::Words;
 
 /// Where a chart is shown, which decides its shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,6 +13,9 @@ use crate::number;
 use crate::wording;
 
 const RADIUS: f64 = 5.0;
+/// Radius of the ring around a point of the front, and width of the line that joins them.
+const RING: f64 = 8.5;
+const FRONT_LINE: f64 = 5.0;
 /// Half the width of an error bar's caps.
 const CAP: f64 = 5.0;
 /// From the middle of digits down to their baseline, as a share of the text size.
@@ -32,9 +35,10 @@ pub(crate) fn paint(group: &Group<'_>, frame: &Frame) -> Result<String, ReportEr
         &wording::chart_description(group),
         |canvas| {
             canvas.rectangle((0.0, 0.0), frame.size, PAPER, 1.0)?;
-            words(canvas, frame)?;
+            words(canvas, frame, group.series().len())?;
             axes(canvas, frame)?;
             dense(canvas, group, frame)?;
+            front(canvas, group, frame)?;
             series(canvas, group, frame)?;
             values(canvas, group, frame)
         },
@@ -42,7 +46,7 @@ pub(crate) fn paint(group: &Group<'_>, frame: &Frame) -> Result<String, ReportEr
 }
 
 /// Title, subtitle, legend, axis names, note.
-fn words(canvas: &mut Canvas<'_>, frame: &Frame) -> Result<(), ReportError> {
+fn words(canvas: &mut Canvas<'_>, frame: &Frame, series: usize) -> Result<(), ReportError> {
     let left = frame.margin;
     if let Some((title, y)) = &frame.title {
         canvas.text(
@@ -69,6 +73,22 @@ fn words(canvas: &mut Canvas<'_>, frame: &Frame) -> Result<(), ReportError> {
     }
     for (index, entry) in frame.legend.iter().enumerate() {
         let y = entry.y - TEXT * MIDDLE;
+        if index == series {
+            let middle = entry.left + (SWATCH - 8.0) / 2.0;
+            let ends = [(entry.left, y), (entry.left + SWATCH - 8.0, y)];
+            canvas.line(&ends, AXIS, FRONT_LINE)?;
+            canvas.ring((middle, y), INK, RING)?;
+            canvas.text(
+                &entry.name,
+                (entry.left + SWATCH, entry.y),
+                Anchor::Start,
+                Type {
+                    colour: INK,
+                    ..PLAIN
+                },
+            )?;
+            continue;
+        }
         canvas.line(
             &[(entry.left, y), (entry.left + SWATCH - 8.0, y)],
             colour(index),
@@ -169,6 +189,19 @@ fn dense(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<()
         )?;
     }
     Ok(())
+}
+
+/// A broad grey line that joins the points of the Pareto front, and a ring around each.
+fn front(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(), ReportError> {
+    if !group.has_front() {
+        return Ok(());
+    }
+    let points = group.front_points();
+    let points: Vec<Point> = points.iter().map(|row| point(group, row, frame)).collect();
+    if points.len() > 1 {
+        canvas.line(&points, AXIS, FRONT_LINE)?;
+    }
+    points.iter().try_for_each(|at| canvas.ring(*at, INK, RING))
 }
 
 fn series(canvas: &mut Canvas<'_>, group: &Group<'_>, frame: &Frame) -> Result<(), ReportError> {

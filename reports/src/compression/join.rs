@@ -120,6 +120,7 @@ fn complete(model: &mut Compressed<'_>, record: &Compression) {
     let known = &mut model.record;
     known.recipe = known.recipe.take().or_else(|| record.recipe.clone());
     known.seconds = known.seconds.or(record.seconds);
+    known.details.complete(&record.details);
     let seconds: BTreeMap<(usize, &str), f64> = record
         .sites
         .iter()

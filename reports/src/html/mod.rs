@@ -2,9 +2,12 @@
 
 mod compression;
 mod parts;
+mod sections;
 mod tables;
 
-use maud::{DOCTYPE, PreEscaped, html};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+pub(crate) use parts::download;
 
 use crate::chart::{self, Place};
 use crate::compression::{Compressed, wording as say};
@@ -12,6 +15,7 @@ use crate::error::ReportError;
 use crate::findings::findings;
 use crate::group::Group;
 use crate::report::{Figure, LayerFigures};
+use crate::sections::Section;
 use crate::wording;
 
 const STYLE: &str = include_str!("style.css");
@@ -24,10 +28,13 @@ pub(crate) fn page(
     figures: &[Vec<Figure<'_>>],
     models: &[Compressed<'_>],
     layers: Option<&LayerFigures>,
+    parts: &[Markup],
+    others: &[Section],
+    command: Option<&str>,
 ) -> Result<String, ReportError> {
     let mut sections = Vec::new();
     for (index, (group, figure)) in groups.iter().zip(figures).enumerate() {
-        sections.push(section(index, group, figure)?);
+        sections.push(section(index, group, figure, command)?);
     }
     let lead = groups
         .first()
@@ -57,18 +64,21 @@ pub(crate) fn page(
                                 "Measured in " (groups.len()) " different ways, which cannot be compared with each other: each has its own section."
                             }
                         }
-                        @if groups.len() + usize::from(layers.is_some()) > 1 {
+                        @if groups.len() + others.len() + usize::from(layers.is_some()) > 1 {
                             nav { ul {
                                 @for (index, group) in groups.iter().enumerate() {
                                     li { a href={ "#group-" (index + 1) } { (wording::heading(group)) } }
                                 }
+                                @for other in others { li { a href={ "#" (other.id) } { (other.heading) } } }
                                 @if layers.is_some() { li { a href="#compression" { (say::HEADING) } } }
                             } }
                         }
                     }
                     @for section in &sections { (section) }
+                    @for other in others { (sections::section(other, command)) }
                     @if let Some(layers) = layers { (compression::section(layers, models)) }
-                    footer { p.muted { "Written by cinder from evaluation results and compression records. Every number traces to a file named beside it or under Provenance." } }
+                    @for part in parts { (part) }
+                    footer { p.muted { "Written by cinder from evaluation results and compression records. Every number traces to a file named beside it or under Provenance." @if let Some(command) = command { " Made by " code { (command) } "." } } }
                 }
                 script { (PreEscaped(SCRIPT)) }
             }
@@ -81,7 +91,13 @@ fn section(
     index: usize,
     group: &Group<'_>,
     figures: &[Figure<'_>],
+    command: Option<&str>,
 ) -> Result<maud::Markup, ReportError> {
+    let commands: Vec<String> = group
+        .rows
+        .iter()
+        .map(|row| row.result.command.clone())
+        .collect();
     let charts = figures.iter().map(drawn).collect::<Result<Vec<_>, _>>()?;
     // The first section's first sentence leads the page already.
     let sentences: Vec<String> = findings(group)
@@ -93,8 +109,9 @@ fn section(
             h2 { (wording::heading(group)) }
             @for sentence in &sentences { p { (sentence) } }
             @for chart in &charts { (chart) }
+            (parts::commands(&commands, command))
             h3 { "Results" }
-            (tables::results(group))
+            (tables::results(group, figures))
             h3 { "How it was measured" }
             p { @for sentence in wording::protocol(group) { (sentence) " " } }
             (tables::windows(group))

@@ -15,6 +15,26 @@ pub(crate) fn download(name: &str, media_type: &str, content: &str, label: &str)
     html! { a download=(name) href=(address) { (label) } }
 }
 
+/// The commands that made a figure's numbers and the report, folded away.
+pub(crate) fn commands(commands: &[String], made_by: Option<&str>) -> Markup {
+    let mut all: Vec<&str> = Vec::new();
+    for command in commands.iter().map(String::as_str).chain(made_by) {
+        if !all.contains(&command) {
+            all.push(command);
+        }
+    }
+    html! {
+        @if !all.is_empty() {
+            details {
+                summary { "Commands that made this" }
+                @for command in all {
+                    div.command { pre { code { (command) } } button type="button" data-copy hidden { "Copy" } }
+                }
+            }
+        }
+    }
+}
+
 /// Every byte that is not a letter, a digit or harmless punctuation as `%XX`.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() * 2);

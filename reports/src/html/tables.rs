@@ -4,10 +4,12 @@ use maud::{Markup, html};
 
 use crate::group::{Group, Row};
 use crate::number;
+use crate::report::Figure;
 use crate::wording;
 
 /// The numbers behind the chart.
-pub(crate) fn results(group: &Group<'_>) -> Markup {
+pub(crate) fn results(group: &Group<'_>, figures: &[Figure<'_>]) -> Markup {
+    let marked = wording::fronts(group, figures);
     html! {
         div.scroll tabindex="0" role="region" aria-label="Results" {
             table.results data-sortable {
@@ -20,15 +22,18 @@ pub(crate) fn results(group: &Group<'_>) -> Markup {
                     th.number scope="col" { "parameters" span.unit { "millions" } }
                     th.number scope="col" { "weights in memory" span.unit { "MB" } }
                     th.number scope="col" { "speed" span.unit { "tokens/s" } }
+                    @if marked.is_some() { th scope="col" { "Pareto front" span.unit { "of perplexity and" } } }
                 } }
-                tbody { @for row in &group.rows { (result(row)) } }
+                tbody { @for (index, row) in group.rows.iter().enumerate() {
+                    (result(row, marked.as_ref().map(|fronts| fronts[index].as_str())))
+                } }
             }
         }
         @if group.dense().is_none() { p.muted { (wording::NO_DENSE) } }
     }
 }
 
-fn result(row: &Row<'_>) -> Markup {
+fn result(row: &Row<'_>, front: Option<&str>) -> Markup {
     let (model, measured) = (&row.result.model, &row.result.perplexity);
     html! {
         tr.dense[row.is_dense()] {
@@ -44,6 +49,7 @@ fn result(row: &Row<'_>) -> Markup {
             (cell(model.parameters as f64, &number::significant(model.parameters as f64 / 1e6), &number::count(model.parameters)))
             (cell(model.bytes as f64, &number::significant(model.bytes as f64 / 1e6), &format!("{} bytes", number::count(model.bytes))))
             (cell(measured.tokens_per_second, &number::significant(measured.tokens_per_second), &measured.tokens_per_second.to_string()))
+            @if let Some(front) = front { td { (front) } }
         }
     }
 }

@@ -3,8 +3,9 @@
 #![allow(dead_code)]
 
 use cinder_eval::{CorpusIdentity, EvalResult, ModelIdentity, Perplexity};
-use cinder_models::checkpoint::SiteRecord;
-use cinder_reports::{CompressedSite, Compression, Evaluation, Results};
+use cinder_models::checkpoint::{SiteRecord, Spectra};
+use cinder_reports::{CompressedSite, Compression, Details, Evaluation, Results, Sourced};
+use serde_json::{Value, json};
 
 const DENSE_SCALARS: u64 = 106_168_320;
 const OTHER_PARAMETERS: u64 = 28_346_688;
@@ -62,6 +63,7 @@ pub fn evaluation(
             windows: windows.len() as u64,
             window_indices: windows,
             window_nll,
+            by_position: Vec::new(),
             tokens_per_second: 412.5 + 300.0 * (1.0 - keep_ratio),
             bos_ids: Vec::new(),
         },
@@ -79,6 +81,7 @@ pub fn evaluation(
     Evaluation {
         file: format!("results/{slug}.json").into(),
         result,
+        by_position: Vec::new(),
     }
 }
 
@@ -203,6 +206,7 @@ pub fn compression(recipe: &str, keep_ratio: f64, layers: usize) -> Compression 
         keep_ratio,
         seconds: None,
         sites,
+        details: Details::default(),
     }
 }
 
@@ -274,6 +278,229 @@ pub fn sweep() -> Results {
         }
     }
     results
+}
+
+/// The sweep with results of every other kind: tasks, divergences, a comparison, speeds, spectra, positions, stages, and
+/// speculation.
+pub fn everything() -> Results {
+    let mut results = sweep();
+    for evaluation in &mut results.evaluations {
+        let base = evaluation.result.perplexity.perplexity.ln();
+        let at = |i: i32| cinder_reports::PositionLoss {
+            from: 2_u64.pow(i as u32 + 4) - 16,
+            to: 2_u64.pow(i as u32 + 5) - 17,
+            mean_nll: base + 0.6 * 0.6_f64.powi(i) - 0.1,
+            stderr: Some(0.03),
+        };
+        evaluation.by_position = (0..7).map(at).collect();
+    }
+    for compression in &mut results.compressions {
+        let details = &mut compression.details;
+        let statistics = if compression.keep_ratio == 0.9 {
+            61.4
+        } else {
+            0.1
+        };
+        let stages = [
+            ("statistics", statistics),
+            ("analysis", 20.3),
+            ("allocation", 0.4),
+            ("compression", 31.8),
+        ];
+        details.stages = stages
+            .map(|(name, seconds)| (name.to_owned(), seconds))
+            .to_vec();
+        details.peak_rss_bytes = Some(1_734_000_000);
+        details.bytes = Some((538_000_000, 460_000_000));
+        details.dtype = Some("f32".to_owned());
+        details.source = Some(("smollm2".to_owned(), fake_hash("smollm2")));
+        details.calibration = Some(("boolq:calibration".to_owned(), fake_hash("boolq"), 64, 2048));
+    }
+    let models: Vec<_> = results
+        .evaluations
+        .iter()
+        .map(|e| json!(e.result.model))
+        .collect();
+    for (index, model) in models
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| index % 3 == 0)
+    {
+        results.tasks.push(tasks(model, index));
+        results.benches.push(bench(model, index));
+        if index > 0 {
+            results
+                .divergences
+                .push(divergence(&models[0], model, index));
+        }
+    }
+    let every = results.evaluations.iter().enumerate();
+    results.benches = every
+        .map(|(index, e)| bench(&json!(e.result.model), index))
+        .collect();
+    results.comparisons = vec![sourced(
+        "compare/one.json",
+        json!({
+            "first": {"model": models[1], "perplexity": 24.6, "stderr": 0.4},
+            "second": {"model": models[5], "perplexity": 21.3, "stderr": 0.4},
+            "corpus": {"name": "wiki.test.raw", "sha256": "", "documents": 1, "tokens": 286_145},
+            "nll": {"difference": {"mean": -0.14, "stderr": 0.01}, "p_value": 3.1e-5, "pairs": 16, "larger": 0, "smaller": 16},
+            "perplexity_ratio": {"mean": 0.866, "stderr": 0.009},
+        }),
+    )];
+    results.spectra = vec![spectra("low-rank", false), spectra("skipcat", true)];
+    results.speculations = vec![speculation()];
+    results
+}
+
+fn sourced<T: serde::de::DeserializeOwned>(file: &str, value: Value) -> Sourced<T> {
+    Sourced {
+        file: file.into(),
+        result: serde_json::from_value(value).expect("the layout is known"),
+    }
+}
+
+fn tasks(model: &Value, index: usize) -> Sourced<cinder_eval::tasks::TasksResult> {
+    let task = |acc: f64, norm: Option<f64>| {
+        let acc = acc - 0.012 * index as f64;
+        let mut task = json!({
+            "version": 1, "n": 200, "documents": 1838, "shots": 0, "acc": acc, "acc_stderr": 0.033, "stderr": 0.033,
+            "truncated": 0, "tokens": 1000, "tokens_unshared": 2000, "files": [], "seconds": 3.0,
+        });
+        if let Some(norm) = norm {
+            task["acc_norm"] = json!(norm - 0.01 * index as f64);
+            task["acc_norm_stderr"] = json!(0.034);
+        }
+        task
+    };
+    sourced(
+        &format!("tasks/{index}.json"),
+        json!({
+            "schema": 1, "tool_version": "0.1.0", "model": model,
+            "tasks": {
+                "piqa": task(0.68, Some(0.69)), "arc_easy": task(0.55, Some(0.51)), "winogrande": task(0.53, None),
+                "hellaswag": task(0.38, Some(0.42)), "openbookqa": task(0.24, Some(0.34)),
+            },
+            "device": "cpu (2 threads)", "dtype": "f32", "cache": "f32", "kv_bytes_per_token": 46_080, "bos_ids": [],
+            "command": format!("cinder eval tasks model-{index} --tasks piqa,arc_easy --limit 200 --out tasks/{index}.json"),
+            "seconds": 61.0,
+        }),
+    )
+}
+
+fn bench(model: &Value, index: usize) -> Sourced<cinder_reports::BenchResult> {
+    sourced(
+        &format!("bench/{index}.json"),
+        json!({
+            "model": model["path"], "weights": "f32", "prefill": [], "decode": [],
+            "decode_tokens_per_second": 21.0 + 1.7 * (index % 5) as f64, "peak_rss_bytes": 700_000_000,
+            "device": "cpu (2 threads)",
+        }),
+    )
+}
+
+fn divergence(
+    reference: &Value,
+    model: &Value,
+    index: usize,
+) -> Sourced<cinder_reports::DivergenceResult> {
+    let kl = 0.08 * index as f64;
+    let at = |i: i32| {
+        json!({"first": 2_u32.pow(i as u32), "last": 2_u32.pow(i as u32 + 1) - 1,
+        "kl": kl * (1.0 + 0.5_f64.powi(i)), "nll": 3.1, "reference_nll": 3.0})
+    };
+    let estimate = |mean: f64| json!({"mean": mean, "stderr": 0.02 * mean.abs()});
+    sourced(
+        &format!("kl/{index}.json"),
+        json!({
+            "kl": estimate(kl), "kl_median": kl / 2.0, "kl_p90": 2.0 * kl, "kl_p99": 5.0 * kl, "kl_max": 12.0 * kl,
+            "top1_agreement": estimate(0.9 - 0.03 * index as f64), "delta_p": estimate(-0.01), "delta_p_rms": 0.08,
+            "reference_perplexity": 19.1, "perplexity": 19.1 * (1.0 + kl), "perplexity_ratio": estimate(1.0 + kl),
+            "windows": 16, "tokens_scored": 32_752, "window_kl": [], "window_nll": [], "reference_window_nll": [], "covered": 0.98,
+            "by_position": (0..10).map(at).collect::<Vec<_>>(),
+            "model": model, "dtype": "f32", "device": "cpu (2 threads)",
+            "reference": {"model": reference, "window": 2048, "top_k": 64,
+                "corpus": {"name": "wiki.test.raw", "sha256": "", "documents": 1, "tokens": 286_145}},
+            "command": format!("cinder eval kl model-{index} --reference smollm2 --text wiki.test.raw --json"),
+        }),
+    )
+}
+
+/// Spectra of 30 layers that fall the faster the deeper; stacked where bases are shared.
+fn spectra(recipe: &str, shared: bool) -> Sourced<Spectra> {
+    let mut all = Vec::new();
+    for layer in 0..30 {
+        let units: &[&[&str]] = match shared {
+            true => &[&["q", "k", "v"], &["o"], &["gate", "up"], &["down"]],
+            false => &[
+                &["q"],
+                &["k"],
+                &["v"],
+                &["o"],
+                &["gate"],
+                &["up"],
+                &["down"],
+            ],
+        };
+        for (unit, projections) in units.iter().enumerate() {
+            let full = if projections == &["k"] || projections == &["v"] {
+                192
+            } else {
+                576
+            };
+            let ranks: Vec<usize> = (0..64).map(|i| full * i * i / 3969).collect();
+            let steep = 2.0 + layer as f64 / 8.0 + unit as f64 / 3.0;
+            let left_out = ranks.iter().map(|rank| {
+                let share = *rank as f64 / full as f64;
+                (-steep * share).exp() * (1.0 - share).powi(2)
+            });
+            all.push(json!({"layer": layer, "site": "qkv", "projections": projections, "left_out": left_out.collect::<Vec<_>>(),
+                "ranks": ranks}));
+        }
+    }
+    sourced(
+        &format!("compress/{recipe}.spectra.json"),
+        json!({
+            "kind": "spectra", "schema": 1, "tool_version": "0.1.0", "model": "smollm2", "model_sha256": fake_hash("smollm2"),
+            "recipe": recipe, "spectra": all,
+        }),
+    )
+}
+
+/// Two drafts in two shapes at two bandwidths, beside plain decoding.
+pub fn speculation() -> Sourced<cinder_eval::speculation::SpeculationResult> {
+    let mut runs = Vec::new();
+    let mut baselines = Vec::new();
+    for bandwidth in [None, Some(2.5e9)] {
+        let plain = if bandwidth.is_some() { 4.1 } else { 21.3 };
+        let seconds = |draft: f64, read: f64| json!({"prefill": 0.8, "draft": draft, "read": read, "verify": 3.1, "overhead": 0.2});
+        baselines.push(json!({"label": "plain", "bandwidth_bytes_per_second": bandwidth, "tokens": 128, "speedup_over_plain": 1.0,
+            "tokens_per_second": plain, "seconds": seconds(0.0, if bandwidth.is_some() { 26.0 } else { 0.0 }),
+            "bytes_read_per_token": 5.4e8}));
+        for (label, depth, width, times) in [
+            ("chain of 4", 4, 1, 1.7),
+            ("chain of 8", 8, 1, 1.9),
+            ("tree 6×4", 6, 4, 2.6),
+        ] {
+            let reach = |d: i32| 0.83_f64.powi(d) + 0.03 * f64::from(width);
+            runs.push(json!({
+                "label": label, "draft": "substitute q4", "depth": depth, "width": width, "verify": "greedy",
+                "bandwidth_bytes_per_second": bandwidth, "resident_blocks": 8, "tokens": 128,
+                "tokens_per_second": plain * times, "tokens_per_round_with_bonus": 1.0 + times, "accepted_per_round": times,
+                "acceptance_by_depth": (1..=depth).map(reach).collect::<Vec<_>>(),
+                "seconds": seconds(1.9, if bandwidth.is_some() { 8.0 } else { 0.0 }),
+                "bytes_read_per_token": 1.9e8, "predicted_speedup": times * 1.08, "speedup_over_plain": times,
+            }));
+        }
+    }
+    sourced(
+        "bench/speculation.json",
+        json!({
+            "kind": "speculation", "schema": 1, "tool_version": "0.1.0", "model": "smollm2", "draft": "its 4-bit substitute",
+            "device": "cpu (2 threads)", "command": "cinder bench smollm2 --draft substitute:q4 --json",
+            "baselines": baselines, "runs": runs,
+        }),
+    )
 }
 
 /// 64 hexadecimal digits that depend on `text`.

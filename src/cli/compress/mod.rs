@@ -13,11 +13,15 @@ use cinder::compress::pipeline::{
     Earlier, Job, Outcome, check, check_places, check_resume, compress, finished,
 };
 use cinder::compress::recipe::Recipe;
-use cinder::models::checkpoint::OutputDirectory;
+use cinder::models::checkpoint::{
+    Checkpoint, OutputDirectory, SPECTRA_KIND, SPECTRA_SCHEMA, Spectra,
+};
 use serde_json::{Value, json};
 
 use super::context::{Context, Usage};
+use super::eval::write_lines;
 use super::format::{bytes, count};
+use super::memory::peak_resident_bytes;
 
 pub use calibration::calibration_text;
 pub use recipe::read_recipe;
@@ -59,6 +63,9 @@ pub struct Args {
     /// Runs with the same model, text and calibration settings share them. Several gigabytes for a large model.
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
+    /// Also write how fast the singular values of each projection fall here, for `cinder report`
+    #[arg(long, value_name = "FILE")]
+    spectra: Option<PathBuf>,
     /// Replace the directory if it exists
     #[arg(long)]
     overwrite: bool,
@@ -149,10 +156,36 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     for warning in &outcome.warnings {
         context.printer.warn(warning);
     }
-    context
-        .printer
-        .result(&outcome_json(&outcome), &outcome_text(&outcome))?;
+    if let Some(path) = &args.spectra {
+        match spectra(&checkpoint, &outcome)? {
+            Some(spectra) => write_lines(path, &[spectra])?,
+            None => context.printer.warn(&format!(
+                "`{}` is not written: this run has looked at no singular values",
+                path.display()
+            )),
+        }
+    }
+    let mut value = outcome_json(&outcome);
+    value["peak_rss_bytes"] = json!(peak_resident_bytes());
+    context.printer.result(&value, &outcome_text(&outcome))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a run has found about singular values; none where it did not look.
+pub fn spectra(checkpoint: &Checkpoint, outcome: &Outcome) -> Result<Option<Spectra>> {
+    if outcome.spectra.is_empty() {
+        return Ok(None);
+    }
+    let name = outcome.manifest.recipe["name"].as_str();
+    Ok(Some(Spectra {
+        kind: SPECTRA_KIND.into(),
+        schema: SPECTRA_SCHEMA,
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        model: checkpoint.name(),
+        model_sha256: checkpoint.sha256()?,
+        recipe: name.unwrap_or_default().into(),
+        spectra: outcome.spectra.clone(),
+    }))
 }
 
 /// The refusal of a `--resume` that finds nothing.

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use cinder::eval::SCHEMA;
-use cinder::eval::tasks::{DocumentScores, Questions, Task, TasksResult, read};
+use cinder::eval::tasks::{DocumentScores, FileIdentity, Questions, Task, TasksResult, read};
+use cinder::models::checkpoint::sha256_file;
 
 use super::{write_lines, write_result};
 use crate::cli::context::{
@@ -39,7 +40,7 @@ pub struct Args {
     /// Score only the first N documents of each task
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Show N documents with their answers before each: the first others of the file
+    /// Show N documents with their answers before each: the first others of the evaluated file, a blank line between two
     #[arg(long, default_value_t = 0, value_name = "N")]
     shots: usize,
     #[command(flatten)]
@@ -52,7 +53,7 @@ pub struct Args {
     /// Also write the full result here
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Also write the scores of each document here, one JSON object a line
+    /// Also write the scores of each document here, one JSON object a line: `cinder compare` pairs them
     #[arg(long, value_name = "FILE")]
     documents: Option<PathBuf>,
 }
@@ -100,6 +101,15 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         results.insert(questions.name().to_owned(), result);
         documents.extend(scores);
     }
+    if let Some(path) = &args.documents {
+        write_lines(path, &documents)?;
+    }
+    let documents_file = args.documents.as_ref().map(|path| {
+        Ok::<_, anyhow::Error>(FileIdentity {
+            path: path.display().to_string(),
+            sha256: sha256_file(path)?,
+        })
+    });
     let result = TasksResult {
         schema: SCHEMA,
         tool_version: env!("CARGO_PKG_VERSION").into(),
@@ -111,14 +121,12 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         kv_bytes_per_token: checkpoint.kv_bytes_per_token(cached.format),
         residual_window: cached.residual_window,
         bos_ids: tokenizer.bos_ids().to_vec(),
+        documents_file: documents_file.transpose()?,
         command: command_line(),
         seconds: start.elapsed().as_secs_f64(),
     };
     if let Some(path) = &args.out {
         write_result(path, &result)?;
-    }
-    if let Some(path) = &args.documents {
-        write_lines(path, &documents)?;
     }
     let value = serde_json::to_value(&result)?;
     context

@@ -408,10 +408,10 @@ impl Solver<'_> {
 }
 
 /// What a record says where a projection's gradients were zero on every token.
-pub(super) const NO_GRADIENT: &str = "all gradients are zero: outputs weighed alike";
+pub(in super::super) const NO_GRADIENT: &str = "all gradients are zero: outputs weighed alike";
 
 /// What a record says where a moment needed a larger ridge than was asked for.
-pub(super) fn raised(what: &str, whitening: &Whitening, asked: f64) -> Option<String> {
+pub(in super::super) fn raised(what: &str, whitening: &Whitening, asked: f64) -> Option<String> {
     let ridge = whitening.ridge;
     let text = || format!("{what} ridge raised from {asked:e} to {ridge:e}");
     whitening.raised.then(text)

@@ -232,7 +232,7 @@ impl SiteJob<'_> {
 }
 
 /// Of what has no gradient, beside what has one.
-const LEAST_WEIGHT: f64 = 1e-6;
+pub(in super::super) const LEAST_WEIGHT: f64 = 1e-6;
 
 /// What was done differently, each once; none where nothing was.
 fn joined(mut fallbacks: Vec<String>) -> Option<String> {

@@ -6,7 +6,11 @@
 mod analysis;
 mod apply;
 mod install;
+mod perturb;
 mod plan;
+
+use std::path::Path;
+use std::sync::Arc;
 
 use cinder_models::cache::CacheFormat;
 use cinder_models::checkpoint::SiteRecord;
@@ -17,15 +21,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{LayerPlan, Needs, Pass, Plan, Takes, dense_scalars};
-use crate::allocation::Ranks;
+use crate::allocation::{Ranks, SiteFactors};
 use crate::calibration::{Moments, SiteInputs};
 use crate::error::Result;
 
 pub use analysis::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
-pub(super) use analysis::{tails, weight};
+pub(super) use analysis::{NO_GRADIENT, raised, tails, weight};
+pub(super) use apply::LEAST_WEIGHT;
 pub(crate) use install::project;
 pub(super) use install::{identity_block, shared_identity_block};
 pub(super) use install::{linear, transposed};
+pub use perturb::{FactoredSite, SiteFactoring};
 
 /// The bound on identity blocks where a recipe gives none.
 pub(super) const DEFAULT_GROWTH: f64 = 2.0;
@@ -91,6 +97,8 @@ pub(super) struct Factorization {
     pub neuron_sizes: usize,
     /// How the cache stores the latent of query, key and value; none where it keeps keys and values.
     pub cache: Option<CacheFormat>,
+    /// What each site's losses are multiplied by; none where a site was not measured.
+    pub measured: Option<Arc<SiteFactors>>,
 }
 
 impl Default for Factorization {
@@ -110,6 +118,7 @@ impl Default for Factorization {
             neuron_step: 16,
             neuron_sizes: 12,
             cache: None,
+            measured: None,
         }
     }
 }
@@ -153,6 +162,31 @@ impl Factorization {
             within(name, value as f64, value >= 1, "at least 1")?;
         }
         Ok(self)
+    }
+
+    /// Lets the losses be scaled by what a sensitivity file measured, where one is named, and notes its hash in the settings.
+    ///
+    /// # Errors
+    /// A sentence when the file can not be used, or when nothing is decided by losses.
+    pub fn scaled_by(mut self, file: Option<&Path>) -> std::result::Result<Self, String> {
+        let Some(file) = file else { return Ok(self) };
+        if self.rule != Rule::Loss {
+            return Err(
+                "`sensitivity` scales losses, which only `allocation = \"loss\"` goes by".into(),
+            );
+        }
+        let factors = SiteFactors::read(file)?;
+        if let Some(settings) = self.settings.as_object_mut() {
+            settings.insert("sensitivity_sha256".into(), factors.sha256.clone().into());
+        }
+        self.measured = Some(Arc::new(factors));
+        Ok(self)
+    }
+
+    /// What the losses of a site of a layer are multiplied by.
+    fn factor(&self, layer: usize, site: Site) -> f64 {
+        let measured = self.measured.as_ref();
+        measured.map_or(1.0, |factors| factors.of(layer, site))
     }
 
     /// The places of a site's projections that are not left to another pass.
@@ -222,6 +256,10 @@ impl Pass for Factorization {
 
     fn plans_from_shapes(&self) -> bool {
         self.rule == Rule::Uniform
+    }
+
+    fn measured_on(&self) -> Option<&str> {
+        self.measured.as_ref().map(|m| m.model_sha256.as_str())
     }
 
     fn plan(&self, analyses: &[Analysis]) -> Result<Plan> {

@@ -12,13 +12,9 @@ use cinder_models::Site;
 
 pub(super) fn plan(settings: &Factorization, analyses: &[Analysis]) -> Result<Plan> {
     let groups = || analyses.iter().flat_map(|a| &a.groups);
-    let sites: Vec<Vec<Alternative>> = groups()
-        .map(|group| {
-            group
-                .iter()
-                .map(|a| alternative(settings, group, a))
-                .collect()
-        })
+    let sites: Vec<Vec<Alternative>> = analyses
+        .iter()
+        .flat_map(|analysis| alternatives(settings, analysis))
         .collect();
     let dense: u64 = sites.iter().map(|s| dense_scalars(&s[0])).sum();
     let budget = (settings.keep * dense as f64).floor() as u64;
@@ -58,9 +54,30 @@ pub(super) fn plan(settings: &Factorization, analyses: &[Analysis]) -> Result<Pl
     Ok(Plan { layers })
 }
 
-/// An alternative as the allocation rules see it.
+/// The plan of one layer where each group of sites keeps `settings.keep` of its own scalars, by its first structure.
+pub(super) fn layer_at_keep(settings: &Factorization, analysis: &Analysis) -> LayerPlan {
+    let sites = alternatives(settings, analysis);
+    let choices: Vec<Choice> = sites
+        .iter()
+        .flat_map(|site| uniform(std::slice::from_ref(site), settings.keep))
+        .collect();
+    layer_plan(settings, analysis, &sites, &choices)
+}
+
+/// What the groups of a layer may become, as the allocation rules see it.
+fn alternatives(settings: &Factorization, analysis: &Analysis) -> Vec<Vec<Alternative>> {
+    let group = |group: &Vec<AlternativePlan>| {
+        let each = group.iter();
+        each.map(|a| alternative(settings, analysis.layer, group, a))
+            .collect()
+    };
+    analysis.groups.iter().map(group).collect()
+}
+
+/// An alternative as the allocation rules see it, its losses scaled by what was measured of its sites.
 fn alternative(
     settings: &Factorization,
+    layer: usize,
     group: &[AlternativePlan],
     plan: &AlternativePlan,
 ) -> Alternative {
@@ -71,8 +88,10 @@ fn alternative(
         let down = units.iter().filter(|u| u.site() == Site::Down);
         let each = gate_up.map(|u| u.input * u.members.len()).sum::<usize>()
             + down.map(|u| u.out).sum::<usize>();
+        // What is lost is lost where neurons are summed.
+        let ladder = neuron_ladder(plan, each).scaled(settings.factor(layer, Site::Down));
         return Alternative {
-            ladders: vec![neuron_ladder(plan, each)],
+            ladders: vec![ladder],
             scalars: 0,
             loss: 0.0,
         };
@@ -87,12 +106,13 @@ fn alternative(
             floor: settings.ranks.floor.min(most),
             step: settings.ranks.step,
         };
-        Ladder::of_ranks(matrix(settings, unit.out, unit.input), ranks, losses)
+        let ladder = Ladder::of_ranks(matrix(settings, unit.out, unit.input), ranks, losses);
+        ladder.scaled(settings.factor(layer, unit.site()))
     };
     Alternative {
         ladders: plan.units.iter().map(ladder).collect(),
         scalars: 0,
-        loss: plan.removal_loss,
+        loss: plan.removal_loss * settings.factor(layer, Site::Down),
     }
 }
 
@@ -144,6 +164,7 @@ fn layer_plan(
     sites: &[Vec<Alternative>],
     choices: &[Choice],
 ) -> LayerPlan {
+    let removed_at = settings.factor(analysis.layer, Site::Down);
     let mut plan = LayerPlan {
         layer: analysis.layer,
         fallbacks: analysis.fallbacks.clone(),
@@ -161,7 +182,11 @@ fn layer_plan(
             .collect();
         let (kept, removal, units) = match chosen.sizes.is_empty() {
             false => (rungs[0].size, rungs[0].loss, &group[0].units),
-            true => (chosen.neurons, chosen.removal_loss, &chosen.units),
+            true => (
+                chosen.neurons,
+                chosen.removal_loss * removed_at,
+                &chosen.units,
+            ),
         };
         if let Some(kept) = kept {
             plan.neurons = Some(Elimination::survivors(&analysis.order, kept));

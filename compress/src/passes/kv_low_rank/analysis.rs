@@ -3,12 +3,15 @@
 use cinder_models::{DecoderLayer, ModelConfig, Site};
 use rayon::prelude::*;
 
+use super::order::{order, rows};
 use super::{KEYS, KvLowRankSettings, KvRule, Slice, VALUES};
 use crate::allocation::{Alternative, Ladder, Matrix, Ranks, fisher, loss, scalars, uniform};
 use crate::calibration::Moments;
 use crate::error::{Error, Result};
 use crate::linalg::{Gram, Moment, Weight, Whitening, whiten};
-use crate::passes::factor::{AlternativePlan, Analysis, Losses, UnitPlan, tails, weight};
+use crate::passes::factor::{
+    AlternativePlan, Analysis, LEAST_WEIGHT, Losses, NO_GRADIENT, UnitPlan, raised, tails, weight,
+};
 use crate::passes::{LayerPlan, Plan, PlannedUnit};
 
 /// Keys and values of one layer, with what weighs them.
@@ -18,6 +21,25 @@ pub(super) struct KeyValues<'a> {
     /// Keys, then values.
     pub weights: [Weight; 2],
     gradients: Option<[Gram; 2]>,
+    /// The KV heads in the order in which they stand in all of this; none where that is the model's own.
+    pub order: Option<Vec<usize>>,
+}
+
+/// What a slice's factors are made of.
+pub(super) struct Weighed {
+    /// Its rows, stacked.
+    pub stack: Weight,
+    /// The factors of their gradients' moments; none for the identity.
+    pub outputs: Vec<Whitening>,
+    /// What had to be done differently.
+    pub notes: Vec<String>,
+}
+
+/// Whether a moment that is zero weighs nothing, or so little that the factors have a solution.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoGradient {
+    Nothing,
+    Little,
 }
 
 impl<'a> KeyValues<'a> {
@@ -29,7 +51,7 @@ impl<'a> KeyValues<'a> {
     ) -> Result<Self> {
         let of = |member| weight(layer, block, Site::Qkv, member);
         let gradient = |member| moments.gradient(Site::Qkv, member);
-        Ok(KeyValues {
+        let mut own = KeyValues {
             settings,
             layer,
             weights: [of(KEYS)?, of(VALUES)?],
@@ -37,19 +59,63 @@ impl<'a> KeyValues<'a> {
                 true => Some([gradient(KEYS)?, gradient(VALUES)?]),
                 false => None,
             },
-        })
+            order: None,
+        };
+        if settings.reorder_heads {
+            // Of the dense model's inputs, whatever the factors are solved on: plan and factors have one order.
+            let input = moments.input(Site::Qkv)?;
+            let input = own.numerical(whiten(&input, settings.input_ridge))?;
+            let width = block.attention.head_dim;
+            own.arrange(
+                order(&own.weights, &input, width, settings.group_heads),
+                width,
+            );
+        }
+        Ok(own)
     }
 
-    /// The rows of a slice, stacked, and the factors of their gradients' moments; none for the identity.
-    pub fn of(&self, slice: &Slice) -> Result<(Weight, Vec<Whitening>)> {
+    /// Puts heads in this order.
+    fn arrange(&mut self, order: Vec<usize>, head_dim: usize) {
+        let rows = rows(&order, head_dim);
+        self.weights = self.weights.each_ref().map(|weight| weight.rows(&rows));
+        let gradients = self.gradients.as_ref();
+        self.gradients = gradients.map(|both| both.each_ref().map(|gram| gram.subset(&rows)));
+        self.order = Some(order);
+    }
+
+    /// The rows of a slice, and what weighs them. What the loss does not depend on loses nothing, but factors need a
+    /// weight.
+    pub fn of(&self, slice: &Slice, no_gradient: NoGradient) -> Result<Weighed> {
         let rows: Vec<usize> = slice.rows.clone().collect();
         let members = || slice.members.iter().map(|m| m - KEYS);
         let parts: Vec<Weight> = members().map(|m| self.weights[m].rows(&rows)).collect();
-        let outputs = self.gradients.iter().flat_map(|gradients| {
-            members().map(|m| whiten(&gradients[m].subset(&rows), self.settings.output_ridge))
-        });
-        let outputs = self.numerical(outputs.collect())?;
-        Ok((Weight::stack(&parts.iter().collect::<Vec<_>>()), outputs))
+        let grams = self.gradients.iter();
+        let grams = grams.flat_map(|gradients| members().map(|m| gradients[m].subset(&rows)));
+        let grams: Vec<Gram> = grams.collect();
+        let asked = self.settings.output_ridge;
+        let largest = grams.iter().map(Gram::mean_square).fold(0.0, f64::max);
+        let weight = match (no_gradient, largest > 0.0) {
+            (NoGradient::Nothing, _) => 0.0,
+            // Beside others, no more than a ridge does.
+            (NoGradient::Little, true) => largest * asked.max(LEAST_WEIGHT),
+            (NoGradient::Little, false) => 1.0,
+        };
+        let mut notes = Vec::new();
+        let mut output = |gram: &Gram| {
+            if gram.mean_square() == 0.0 {
+                notes.push(NO_GRADIENT.into());
+                return Ok(Whitening::flat(gram.width(), weight));
+            }
+            let whitened = whiten(gram, asked)?;
+            notes.extend(raised("gradient", &whitened, asked));
+            Ok(whitened)
+        };
+        let outputs = grams.iter().map(&mut output).collect();
+        Ok(Weighed {
+            stack: Weight::stack(&parts.iter().collect::<Vec<_>>()),
+            outputs: self.numerical(outputs)?,
+            notes,
+        })
     }
 
     pub fn numerical<T>(&self, result: std::result::Result<T, String>) -> Result<T> {
@@ -84,18 +150,24 @@ pub(super) fn analyse(
             let input = moments.input(Site::Qkv)?;
             let input = own.numerical(whiten(&input, settings.input_ridge))?;
             let spectrum = |slice: &Slice| -> Result<Vec<f64>> {
-                let (stack, outputs) = own.of(slice)?;
-                let outputs: Vec<&Whitening> = outputs.iter().collect();
-                own.numerical(Moment::of(&stack, &input, &outputs).spectrum())
+                let weighed = own.of(slice, NoGradient::Nothing)?;
+                let outputs: Vec<&Whitening> = weighed.outputs.iter().collect();
+                own.numerical(Moment::of(&weighed.stack, &input, &outputs).spectrum())
             };
             let spectra: Vec<_> = slices.par_iter().map(spectrum).collect();
             for (unit, spectrum) in units.iter_mut().zip(spectra) {
                 unit.losses = Losses::Ranks(tails(&spectrum?, unit.out.min(unit.input)));
             }
         }
-        (Some((_, moments)), KvRule::Fisher | KvRule::FisherGroup) => {
+        (Some((block, moments)), KvRule::Fisher | KvRule::FisherGroup) => {
+            let own = match settings.reorder_heads {
+                true => KeyValues::new(settings, layer, block, moments)?.order,
+                false => None,
+            };
+            let own = own.unwrap_or_else(|| (0..config.kv_heads).collect());
+            let rows = rows(&own, config.head_dim);
             for (unit, slice) in units.iter_mut().zip(&slices) {
-                unit.score = score(settings.rule, slice, config, moments)?;
+                unit.score = score(settings.rule, slice, &rows, config, moments)?;
             }
         }
         (Some(_), KvRule::Uniform) | (None, _) => {}
@@ -120,7 +192,13 @@ pub(super) fn analyse(
 /// The root of the mean squared gradient of a slice's weights, or of the projections it is of. A group's part of its
 /// projection's is taken to be its part of the outputs' squared gradients, as if those did not depend on the inputs' sizes
 /// (K-FAC).
-fn score(rule: KvRule, slice: &Slice, config: &ModelConfig, moments: &dyn Moments) -> Result<f64> {
+fn score(
+    rule: KvRule,
+    slice: &Slice,
+    rows: &[usize],
+    config: &ModelConfig,
+    moments: &dyn Moments,
+) -> Result<f64> {
     let size = config.kv_heads * config.head_dim * config.hidden_size;
     let mut sum = 0.0;
     for member in &slice.members {
@@ -128,7 +206,9 @@ fn score(rule: KvRule, slice: &Slice, config: &ModelConfig, moments: &dyn Moment
         if rule == KvRule::FisherGroup {
             let sizes = moments.gradient(Site::Qkv, *member)?.rms();
             let square = |rms: &[f64]| rms.iter().map(|g| g * g).sum::<f64>() / rms.len() as f64;
-            mean *= square(&sizes[slice.rows.clone()]) / square(&sizes).max(f64::MIN_POSITIVE);
+            let of_slice = rows[slice.rows.clone()].iter().map(|row| sizes[*row]);
+            let of_slice: Vec<f64> = of_slice.collect();
+            mean *= square(&of_slice) / square(&sizes).max(f64::MIN_POSITIVE);
         }
         sum += mean;
     }

@@ -6,12 +6,13 @@ use cinder_models::projection::{GroupHeads, Matrix, Projection};
 use cinder_models::{DecoderLayer, Site};
 use rayon::prelude::*;
 
-use super::analysis::KeyValues;
+use super::analysis::{KeyValues, NoGradient, Weighed};
+use super::order::{move_queries, moved_bias, rows};
 use super::{KEYS, KvLowRankSettings, Latent, Slice, VALUES};
 use crate::calibration::{Moments, SiteInputs};
 use crate::error::{Error, Result};
 use crate::linalg::{Decomposition, Factors, Gram, Weight, Whitening, error_between, whiten};
-use crate::passes::factor::{linear, transposed};
+use crate::passes::factor::{linear, raised, transposed};
 use crate::passes::{LayerPlan, PlannedUnit};
 
 /// The factors of one slice.
@@ -44,11 +45,14 @@ pub(super) fn apply(
     let solve = |(slice, unit)| solve(settings, &own, slice, unit, &input);
     let solved = slices.par_iter().zip(&plan.units).map(solve);
     let solved: Vec<Solved> = solved.collect::<Result<_>>()?;
-    let heads = own.numerical(install(settings, dense, &solved))?;
+    let heads = own.numerical(install(settings, dense, &solved, own.order.as_deref()))?;
     block.attention.latent = Some(heads);
     block.attention.cache_format = settings.cache;
     block.attention.residual_window = settings.residual_window;
     block.attention.qkv.members.truncate(KEYS);
+    if let Some(order) = &own.order {
+        move_queries(plan.layer, block, order)?;
+    }
     let records = [KEYS, VALUES].map(|member| SiteRecord {
         layer: plan.layer,
         kind: match settings.latent {
@@ -68,20 +72,15 @@ fn solve<'a>(
     unit: &'a PlannedUnit,
     input: &Whitening,
 ) -> Result<Solved<'a>> {
-    let (stack, outputs) = own.of(slice)?;
-    let mut fallbacks = Vec::new();
-    let mut note = |what: &str, w: &Whitening, asked: f64| {
-        if w.raised {
-            fallbacks.push(format!(
-                "{what} ridge raised from {asked:e} to {:e}",
-                w.ridge
-            ));
-        }
-    };
-    note("input", input, settings.input_ridge);
-    outputs
-        .iter()
-        .for_each(|output| note("gradient", output, settings.output_ridge));
+    let Weighed {
+        stack,
+        outputs,
+        notes,
+    } = own.of(slice, NoGradient::Little)?;
+    let mut fallbacks: Vec<String> = raised("input", input, settings.input_ridge)
+        .into_iter()
+        .collect();
+    fallbacks.extend(notes);
     let outputs: Vec<&Whitening> = outputs.iter().collect();
     let rank = unit.rank.unwrap_or(slice.out());
     let decomposition = own.numerical(Decomposition::of(&stack, input, &outputs))?;
@@ -156,6 +155,7 @@ fn install(
     settings: &KvLowRankSettings,
     dense: &DecoderLayer,
     solved: &[Solved],
+    order: Option<&[usize]>,
 ) -> Result<GroupHeads, String> {
     let device = dense.input_norm.gamma.val().device();
     let basis: Vec<f32> = solved
@@ -169,6 +169,12 @@ fn install(
         let bias: Option<Tensor<1>> = match dense.site(Site::Qkv)[member] {
             Projection::Dense(linear) => linear.bias.as_ref().map(|bias| bias.val()),
             _ => None,
+        };
+        let bias = match order {
+            Some(order) => {
+                bias.map(|bias| moved_bias(bias, &rows(order, dense.attention.head_dim)))
+            }
+            None => bias,
         };
         let own = solved.iter().filter_map(|s| Some((s, s.place(member)?)));
         own.map(|(part, rows)| {

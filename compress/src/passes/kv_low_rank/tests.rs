@@ -75,13 +75,23 @@ fn compressed(
     checkpoint: &Checkpoint,
     vectors: &Vectors,
 ) -> (DecoderLayer, DecoderLayer, Vec<SiteRecord>, Plan, Analysis) {
-    let dense = checkpoint
-        .load_layer(0, Precision::F32, &Device::flex())
-        .expect("loads");
+    let dense = checkpoint.load_layer(0, Precision::F32, &Device::flex());
+    compressed_layer(
+        settings,
+        checkpoint.config(),
+        dense.expect("loads"),
+        vectors,
+    )
+}
+
+fn compressed_layer(
+    settings: &KvLowRankSettings,
+    config: &ModelConfig,
+    dense: DecoderLayer,
+    vectors: &Vectors,
+) -> (DecoderLayer, DecoderLayer, Vec<SiteRecord>, Plan, Analysis) {
     let known: Option<(&DecoderLayer, &dyn Moments)> = Some((&dense, vectors));
-    let analysis = settings
-        .analyse(checkpoint.config(), 0, known)
-        .expect("analyses");
+    let analysis = settings.analyse(config, 0, known).expect("analyses");
     let plan = settings
         .plan(std::slice::from_ref(&analysis))
         .expect("plans");
@@ -92,7 +102,7 @@ fn compressed(
     };
     let calibrated: Option<(&SiteInputs, &dyn Moments)> = Some((&inputs, vectors));
     let records = settings.apply(
-        checkpoint.config(),
+        config,
         &plan.layers[0],
         Site::Qkv,
         &dense,
@@ -289,6 +299,14 @@ fn settings_that_make_no_sense_are_refused() {
         ("keep = 0.5\nrank_step = 0", "`rank_step` is 0"),
         ("keep = 0.5\ntwo_sided = false", "needs `two_sided = true`"),
         (
+            "keep = 0.5\nreorder_heads = true",
+            "`group_heads` is 0: all heads share a latent",
+        ),
+        (
+            "keep = 0.5\nreorder_heads = true\ngroup_heads = 1",
+            "`group_heads` is 1",
+        ),
+        (
             "keep = 0.5\ncache = 'f16'\nresidual_window = 64",
             "`residual_window` is 64, which is for packed caches (`cache` = \"q8\", \"q4\", \"q3\" or \"q2\"), and `cache` is \"f16\"",
         ),
@@ -307,4 +325,123 @@ fn settings_that_make_no_sense_are_refused() {
     assert_eq!(low.residual_window(), 0);
     let windowed = settings("keep = 0.5\ncache = 'q3'\nresidual_window = 128");
     assert_eq!(windowed.residual_window(), 128);
+}
+
+/// Layers with latents of full rank against dense ones, through their caches: all tokens at once, and one by one.
+#[test]
+fn a_cache_of_full_rank_is_the_dense_cache() {
+    for family in ["qwen2", "llama2", "qwen3"] {
+        let checkpoint = checkpoint(family);
+        let config = checkpoint.config();
+        let vectors = Vectors::new(config, 6);
+        let hidden = Tensor::random(
+            [1, 9, config.hidden_size],
+            Distribution::Uniform(-1.0, 1.0),
+            &Device::flex(),
+        );
+        let rotary = Rotary::new(config);
+        let run = |layer: &DecoderLayer, step: usize| {
+            let mut cache = layer.attention.new_cache(9);
+            let parts = (0..9).step_by(step).map(|start| {
+                let tokens = step.min(9 - start);
+                let table = rotary.table(start, tokens, &Device::flex());
+                let part = hidden.clone().narrow(1, start, tokens);
+                layer.forward(part, &table, Some(&mut cache), &mut |_, _| {})
+            });
+            let out = Tensor::cat(parts.collect(), 1);
+            out.into_data().try_into_vec::<f32>().expect("f32")
+        };
+        for kind in KINDS {
+            let settings = settings(&format!("keep = 1.0\n{kind}"));
+            let (dense, block, ..) = compressed(&settings, &checkpoint, &vectors);
+            let expected = run(&dense, 9);
+            for step in [1, 4, 9] {
+                for (a, b) in run(&block, step).iter().zip(&expected) {
+                    assert!((a - b).abs() < 1e-4, "{family}, {kind}, {step}: {a} {b}");
+                }
+            }
+        }
+    }
+}
+
+/// A projection that the loss does not depend on is factored all the same, and loses nothing in the plan.
+#[test]
+fn keys_without_gradients_are_no_error() {
+    let checkpoint = checkpoint("qwen2");
+    let mut vectors = Vectors::new(checkpoint.config(), 5);
+    vectors.gradients[0].fill(0.0);
+    for kind in KINDS {
+        let settings = settings(&format!(
+            "keep = 0.5\n{kind}\nrank_floor = 1\nrank_step = 1"
+        ));
+        let (dense, block, records, ..) = compressed(&settings, &checkpoint, &vectors);
+        let note = records[0].fallback.as_deref().expect("is said");
+        assert!(note.contains("all gradients are zero"), "{note}");
+        for (_, after) in weights(&dense, &block) {
+            assert!(after.iter().all(|v| v.is_finite()));
+        }
+    }
+}
+
+/// Heads that are alike share a latent wherever they stand, and the layer computes what it did.
+#[test]
+fn moved_heads_compute_the_same() {
+    let checkpoint = checkpoint("qwen2");
+    let mut config = checkpoint.config().clone();
+    (config.heads, config.kv_heads, config.head_dim) = (8, 4, 8);
+    let random = |rows: usize, columns: usize| -> Tensor<2> {
+        let spread = Distribution::Uniform(-0.4, 0.4);
+        Tensor::random([rows, columns], spread, &Device::flex())
+    };
+    // Heads 0 and 2, and 1 and 3, put out nearly the same.
+    let alike = || {
+        let (a, b) = (random(32, 8), random(32, 8));
+        Tensor::cat(vec![a.clone(), b.clone(), a, b], 1) + random(32, 32) * 0.02
+    };
+    let map = |weight: Tensor<2>, bias: bool| {
+        let [_, out] = weight.dims();
+        let bias = bias.then(|| random(1, out).reshape([out]));
+        cinder_models::projection::Projection::from(factor::linear(weight, bias))
+    };
+    let loaded = checkpoint.load_layer(0, Precision::F32, &Device::flex());
+    let mut dense = loaded.expect("loads");
+    let qkv = vec![
+        map(random(32, 64), true),
+        map(alike(), true),
+        map(alike(), true),
+    ];
+    dense.attention.qkv = ProjectionGroup::new(qkv);
+    dense.attention.output = map(random(64, 32), false);
+    dense.attention.head_dim = 8;
+    let vectors = Vectors::new(&config, 11);
+    let hidden = random(7, 32).reshape([1, 7, 32]);
+    let rotary = Rotary::new(&config).table(0, 7, &Device::flex());
+    let run = |layer: &DecoderLayer| {
+        let out = layer.forward(hidden.clone(), &rotary, None, &mut |_, _| {});
+        out.into_data().try_into_vec::<f32>().expect("f32")
+    };
+    let of = |keep: f64, more: &str| {
+        let ranks = "rank_floor = 1\nrank_step = 1\ngroup_heads = 2";
+        let settings = settings(&format!("keep = {keep}\n{ranks}\n{more}"));
+        compressed_layer(&settings, &config, dense.clone(), &vectors)
+    };
+    let own = settings("keep = 1.0\ngroup_heads = 2\nreorder_heads = true");
+    let own = analysis::KeyValues::new(&own, 0, &dense, &vectors).expect("reads");
+    assert_eq!(own.order.as_deref(), Some(&[0, 2, 1, 3][..]));
+    for kind in [
+        "latent = 'joint'",
+        "latent = 'separate'",
+        "latent = 'separate'\nrule = 'fisher_group'",
+    ] {
+        let (_, block, ..) = of(1.0, &format!("{kind}\nreorder_heads = true"));
+        for (a, b) in run(&block).iter().zip(run(&dense)) {
+            assert!((a - b).abs() < 1e-4, "{kind}: {a} {b}");
+        }
+    }
+    let loss = |more: &str| -> f64 {
+        let (.., plan, _) = of(0.5, more);
+        let units = plan.layers[0].units.iter();
+        units.map(|unit| unit.predicted_loss.expect("known")).sum()
+    };
+    assert!(loss("reorder_heads = true") < 0.5 * loss(""));
 }

@@ -24,7 +24,7 @@ pub struct TaskData {
 }
 
 /// A file, and what was in it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct FileIdentity {
     pub path: String,
     /// SHA-256 of its bytes, in lower-case hexadecimal.

@@ -231,6 +231,56 @@ fn a_window_gives_the_same_logits_however_tokens_come() {
     }
 }
 
+/// Prompts and their tokens one by one give the same logits through every kind of cache, without one too.
+#[test]
+fn logits_do_not_depend_on_how_tokens_come() {
+    let (_folder, path) = model(Some(CacheFormat::F32));
+    let latents = load(&path, Precision::F32);
+    let dense = qwen2()
+        .load(Precision::F32, &Device::flex(), &Silent)
+        .expect("loads");
+    for format in CacheFormat::ALL {
+        for (window, decoder) in [(0, &latents), (6, &latents), (0, &dense)] {
+            let mut decoder = decoder.clone();
+            if decoder.set_cache_format(format).is_err()
+                || decoder.set_residual_window(window).is_err()
+            {
+                // Codes are of latents, and windows are beside codes.
+                assert!(format.is_packed() != (window > 0));
+                continue;
+            }
+            let expected = logits(&decoder, 21);
+            let ids: Vec<u32> = (0..21).map(|i| i * 13 % 300).collect();
+            let alone = decoder.logits(decoder.hidden(&[ids], None).expect("runs"));
+            let mut all = vec![alone.into_data().try_into_vec::<f32>().expect("f32")];
+            all.extend([1, 4, 20].map(|size| logits(&decoder, size)));
+            for other in all {
+                let apart = expected.iter().zip(&other).map(|(a, b)| (a - b).abs());
+                let most = apart.fold(0f32, f32::max);
+                assert!(most < 1e-4, "{format}, window {window}: {most}");
+            }
+        }
+    }
+    // Long enough for prompts to rebuild values where single tokens sum latents; coarser codes can tip over by rounding.
+    for format in [CacheFormat::F32, CacheFormat::F16] {
+        let mut decoder = latents.clone();
+        decoder.allow_context(400);
+        decoder.set_cache_format(format).expect("latents");
+        let expected = long_logits(&decoder, 300);
+        for form in crate::ops::ValueForm::ALL
+            .map(Some)
+            .into_iter()
+            .chain([None])
+        {
+            decoder.set_value_form(form);
+            for size in [1, 300] {
+                let off = distance(&long_logits(&decoder, size), &expected);
+                assert!(off < 1e-4, "{format}, {form:?}, {size} at a time: {off}");
+            }
+        }
+    }
+}
+
 /// Logits behind 300 tokens, `size` at a time.
 fn long_logits(decoder: &Decoder, size: usize) -> Vec<f32> {
     let ids: Vec<u32> = (0..300).map(|i| (i * 7 + i / 5) % 60 + 1).collect();

@@ -52,6 +52,17 @@ pub enum ValueForm {
 }
 
 impl ValueForm {
+    /// Both.
+    pub const ALL: [ValueForm; 2] = [ValueForm::Rebuilt, ValueForm::Summed];
+
+    /// Name used on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ValueForm::Rebuilt => "rebuilt",
+            ValueForm::Summed => "summed",
+        }
+    }
+
     /// The form that is taken by itself: latents for up to 32 new tokens; for more, the one with fewer products. `ranks` are
     /// those of each value head's slice.
     ///
@@ -72,6 +83,15 @@ impl ValueForm {
             true => ValueForm::Summed,
             false => ValueForm::Rebuilt,
         }
+    }
+}
+
+impl std::str::FromStr for ValueForm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = ValueForm::ALL.into_iter().find(|form| form.name() == text);
+        found.ok_or_else(|| format!("values are `rebuilt` or `summed`, not `{text}`"))
     }
 }
 

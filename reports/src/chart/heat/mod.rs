@@ -3,10 +3,12 @@
 mod frame;
 mod paint;
 mod ramp;
+mod sites;
 
 use super::{Place, palette};
 use crate::compression::{Cell, Compressed};
 use crate::error::ReportError;
+pub(crate) use sites::{SITES_TITLE, sites_svg};
 
 /// What the colours show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

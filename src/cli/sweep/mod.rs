@@ -1,32 +1,36 @@
 //! `cinder sweep`
 
-use std::io::Write;
+mod make;
+mod measure;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use cinder::compress::calibration::OWN_TEXT;
 use cinder::compress::pipeline::{
-    CalibrationText, Earlier, Job, check, check_identity, check_places, compress, read_identity,
-    require_same,
+    check, check_identity, check_places, read_identity, require_same,
 };
 use cinder::compress::recipe::Recipe;
-use cinder::eval::{Corpus, EvalResult, WindowChoice};
+use cinder::eval::{Corpus, WindowChoice};
+use cinder::models::cache::CacheFormat;
 use cinder::models::checkpoint::{Checkpoint, OutputDirectory, SWEEP_FILE};
-use cinder::models::{Precision, ops};
+use cinder::models::ops;
 use cinder::reports::{Options, Results, read, write};
 use fs_err as fs;
 use serde_json::{Value, json};
 
-use super::compress::{calibration_text, nothing_to_resume, outcome_json, parse_keep, read_recipe};
-use super::context::{Cached, Context, Usage, Weights};
-use super::eval::{Question, measure, parse_window, parse_windows, write_result};
-use super::format::{bytes, table};
+use super::compress::{nothing_to_resume, parse_keep, read_recipe};
+use super::context::{Context, Usage, Weights, command_line};
+use super::eval::{corpora, parse_window, parse_windows};
+use measure::{DENSE, points_table};
+
+pub use make::Maker;
 
 /// Compress at several keep ratios, measure each, and draw what it costs
 ///
 /// Every recipe is run at every keep ratio, from the same statistics where the calibration is the same. Each model and the
-/// dense one are then measured on every text. The directory gets `models`, `compress` (what each compression reports),
+/// dense one are then measured on every text, through every cache format that is asked for. The directory gets `models`, `compress` (what each compression reports),
 /// `results`, `report` and, last, `sweep.json`. A sweep that was interrupted goes on with `--resume`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -52,6 +56,12 @@ pub struct Args {
     calibration: Option<String>,
     #[command(flatten)]
     weights: Weights,
+    /// Measure each model through KV caches of these formats, as far as it can have them [default: what each declares]
+    ///
+    /// `f32` and `f16` are for every model; `q8`, `q4`, `q3` and `q2` for those that cache latents. Where a model can have none
+    /// of them, it is measured through what it declares.
+    #[arg(long, value_delimiter = ',', value_name = "FORMAT,...")]
+    cache: Vec<CacheFormat>,
     /// The directory to make
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -107,20 +117,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     for point in &points {
         check(&checkpoint, &point.recipe)?;
     }
-    let texts = args
-        .text
-        .iter()
-        .map(|text| context.corpus(text))
-        .collect::<Result<Vec<Corpus>>>()?;
-    let mut names: Vec<&str> = texts.iter().map(|t| t.name.as_str()).collect();
-    names.sort_unstable();
-    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Usage::new(
-            format!("two texts are named `{}`", pair[0]),
-            "results are named after the texts: give them different file names",
-        )
-        .into());
-    }
+    let texts = corpora(context, &args.text)?;
     let identity = identity(context, &args, &checkpoint, &points, &texts)?;
     if let Some(earlier) = &earlier {
         let found = read_identity(earlier)?;
@@ -155,11 +152,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         args: &args,
         texts: &texts,
         checkpoint: &checkpoint,
-        work: args.work.clone().unwrap_or(own),
+        maker: Maker::new(context, &checkpoint, args.work.clone().unwrap_or(own)),
         folder: &folder,
-        text: None,
     };
-    let mut rows = vec![sweep.measured("dense", None, || context.open(&args.model))?];
+    let mut rows = vec![sweep.measured(DENSE, None, || context.open(&args.model))?];
     for point in &points {
         rows.push(sweep.point(point)?);
     }
@@ -216,6 +212,7 @@ fn identity(
         "window": args.window,
         "windows": windows.map(|w| format!("{w:?}")),
         "weights": args.weights.weights.name(),
+        "caches": args.cache,
         "discard_models": args.discard_models,
         "device": context.device_name,
         "instructions": ops::instructions(),
@@ -252,55 +249,22 @@ struct Sweep<'a> {
     args: &'a Args,
     texts: &'a [Corpus],
     checkpoint: &'a Checkpoint,
-    work: PathBuf,
+    maker: Maker<'a>,
     /// Where the sweep is being written.
     folder: &'a Path,
-    /// The last calibration text and the settings it was drawn by: points of one recipe share it.
-    text: Option<(Value, Option<CalibrationText>)>,
 }
 
 impl Sweep<'_> {
     /// Makes and measures one point, as far as an interrupted sweep has not.
     fn point(&mut self, point: &Point) -> Result<Value> {
-        let (context, name) = (self.context, &point.name);
+        let name = &point.name;
         let model = self.folder.join("models").join(name);
         let record = self.record(name);
-        let measured = self.texts.iter().all(|t| self.result(name, t).is_file());
-        if !record.is_file() || !(measured || model.is_dir()) {
-            context.printer.say(&format!("{name}: compressing"));
-            let settings = json!(point.recipe.used_calibration());
-            if self
-                .text
-                .as_ref()
-                .is_none_or(|(known, _)| *known != settings)
-            {
-                let text = calibration_text(context, self.checkpoint, &point.recipe)?;
-                self.text = Some((settings, text));
-            }
-            let text = self.text.as_ref().and_then(|(_, text)| text.as_ref());
-            let job = |resume| Job {
-                checkpoint: self.checkpoint,
-                recipe: &point.recipe,
-                text,
-                out: &model,
-                overwrite: true,
-                resume,
-                work: Some(&self.work),
-                tool_version: env!("CARGO_PKG_VERSION").into(),
-                threads: context.threads,
-            };
-            let job = job(Earlier::of(&model) == Earlier::Interrupted);
-            let outcome = compress(&job, &context.device, &context.printer)?;
-            for warning in &outcome.warnings {
-                context.printer.warn(warning);
-            }
-            let mut value = outcome_json(&outcome);
-            value["path"] = json!(self.args.out.join("models").join(name));
-            let unfinished = record.with_extension("new");
-            let mut file = fs::File::create(&unfinished)?;
-            writeln!(file, "{value:#}")?;
-            file.sync_all()?;
-            fs::rename(unfinished, &record)?;
+        if !record.is_file() || !(model.is_dir() || self.results(name)?.iter().all(|r| r.is_file()))
+        {
+            let shown = self.args.out.join("models").join(name);
+            let folders = (model.as_path(), shown.as_path());
+            self.maker.make(name, &point.recipe, folders, &record)?;
         }
         let compressed: Value = serde_json::from_str(&fs::read_to_string(&record)?)?;
         let mut row = self.measured(name, Some(&compressed), || Ok(Checkpoint::open(&model)?))?;
@@ -316,101 +280,18 @@ impl Sweep<'_> {
         self.folder.join("compress").join(format!("{name}.json"))
     }
 
-    fn result(&self, name: &str, text: &Corpus) -> PathBuf {
-        let file = match self.texts.len() {
-            1 => format!("{name}.json"),
-            _ => format!("{name}-{}.json", text.name.replace(['/', ':'], "-")),
-        };
-        self.folder.join("results").join(file)
-    }
-
-    /// Measures a model on every text, as far as that is not done.
-    fn measured(
-        &self,
-        name: &str,
-        compressed: Option<&Value>,
-        open: impl Fn() -> Result<Checkpoint>,
-    ) -> Result<Value> {
-        let mut row = json!({"name": name, "keep_ratio": 1.0});
-        if let Some(compressed) = compressed {
-            for key in ["keep_ratio", "bytes_after", "directory_bytes", "seconds"] {
-                row[key] = compressed[key].clone();
-            }
-        }
-        let mut perplexities = serde_json::Map::new();
-        for (corpus, text) in self.texts.iter().zip(&self.args.text) {
-            let path = self.result(name, corpus);
-            if !path.is_file() {
-                let model = match compressed {
-                    Some(_) => self
-                        .args
-                        .out
-                        .join("models")
-                        .join(name)
-                        .display()
-                        .to_string(),
-                    None => self.args.model.clone(),
-                };
-                let question = Question {
-                    corpus,
-                    window: self.args.window,
-                    windows: self.args.windows.clone().unwrap_or(WindowChoice::All),
-                    command: self.command(&model, text),
-                    model,
-                    name: None,
-                };
-                let (checkpoint, precision) = (open()?, self.args.weights.weights);
-                let cached = Cached::declared(&checkpoint);
-                let result = measure(self.context, &checkpoint, precision, cached, &question)?;
-                let p = &result.perplexity;
-                self.context.printer.say(&format!(
-                    "{name}: perplexity {:.2} ± {:.2} on {}",
-                    p.perplexity, p.stderr, corpus.name
-                ));
-                write_result(&path, &result)?;
-            }
-            let result: EvalResult = serde_json::from_str(&fs::read_to_string(&path)?)?;
-            let value = json!({"perplexity": result.perplexity.perplexity,
-                "stderr": result.perplexity.stderr,
-                "tokens_per_second": result.perplexity.tokens_per_second});
-            perplexities.insert(corpus.name.clone(), value);
-        }
-        row["texts"] = Value::Object(perplexities);
-        Ok(row)
-    }
-
-    /// The command that measures the same.
-    fn command(&self, model: &str, text: &str) -> String {
-        let mut command = format!(
-            "cinder eval ppl {model} --text {text} --window {}",
-            self.args.window
-        );
-        match &self.args.windows {
-            Some(WindowChoice::First(count)) => command += &format!(" --windows {count}"),
-            Some(WindowChoice::Indices(indices)) => {
-                let list: Vec<String> = indices.iter().map(usize::to_string).collect();
-                command += &format!(" --windows {}", list.join(","));
-            }
-            Some(WindowChoice::All) | None => {}
-        }
-        if self.args.weights.weights != Precision::F32 {
-            command += &format!(" --weights {}", self.args.weights.weights);
-        }
-        command
-    }
-
-    /// The result of a model on each text.
-    fn results(&self, name: &str) -> Vec<PathBuf> {
-        self.texts.iter().map(|t| self.result(name, t)).collect()
+    /// The singular values that a recipe's analyses found: the same at every keep ratio.
+    fn spectra(&self, recipe: &Recipe) -> PathBuf {
+        make::spectra_beside(&self.record(&recipe.name), recipe)
     }
 
     /// Removes what killed runs began and nobody has finished.
     fn tidy(&self, points: &[Point]) -> Result<()> {
         let names = || points.iter().map(|p| p.name.as_str());
         let folder = |name: &str| self.folder.join(name);
-        let mut wanted: Vec<PathBuf> = self.results("dense");
+        let mut wanted: Vec<PathBuf> = self.results(DENSE)?;
         for name in names() {
-            wanted.extend(self.results(name));
+            wanted.extend(self.results(name)?);
             wanted.push(self.record(name));
             wanted.push(folder("models").join(name));
         }
@@ -431,45 +312,21 @@ impl Sweep<'_> {
     }
 
     fn report(&self, points: &[Point]) -> Result<PathBuf> {
-        let mut files = self.results("dense");
+        let mut files = self.results(DENSE)?;
         for point in points {
-            files.extend(self.results(&point.name));
+            files.extend(self.results(&point.name)?);
             files.push(self.record(&point.name));
+            let spectra = self.spectra(&point.recipe);
+            if spectra.is_file() && !files.contains(&spectra) {
+                files.push(spectra);
+            }
         }
         let mut results: Results = read(&files)?;
         results.relocate(self.folder, &self.args.out);
-        let options = Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
+        let mut options =
+            Options::titled(format!("What compressing {} costs", self.checkpoint.name()));
+        options.command = Some(command_line());
         write(&results, &self.folder.join("report"), &options)?;
         Ok(self.args.out.join("report").join("report.html"))
     }
-}
-
-fn points_table(rows: &[Value]) -> String {
-    let texts: Vec<&String> = rows
-        .first()
-        .and_then(|r| r["texts"].as_object())
-        .map(|t| t.keys().collect())
-        .unwrap_or_default();
-    let mut head = vec!["point", "keep", "bytes", "seconds"];
-    head.extend(texts.iter().map(|t| t.as_str()));
-    let mut out = table(&head);
-    for row in rows {
-        let number = |key: &str| row[key].as_f64();
-        let mut cells = vec![
-            row["name"].as_str().unwrap_or_default().to_owned(),
-            number("keep_ratio").map_or(String::new(), |v| format!("{v:.4}")),
-            row["bytes_after"].as_u64().map_or(String::new(), bytes),
-            number("seconds").map_or(String::new(), |v| format!("{v:.0}")),
-        ];
-        cells.extend(texts.iter().map(|text| {
-            let measured = &row["texts"][text.as_str()];
-            format!(
-                "{:.3} ± {:.3}",
-                measured["perplexity"].as_f64().unwrap_or(f64::NAN),
-                measured["stderr"].as_f64().unwrap_or(f64::NAN)
-            )
-        }));
-        out.add_row(cells);
-    }
-    out.to_string()
 }
