@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cache::CacheFormat;
-use crate::decode::offload::{MemoryPlan, megabytes};
+use crate::decode::offload::{MemoryPlan, size};
 
 /// A suggestion that goes with an error; the command line prints it on its own `hint:` line.
 pub trait Hint {
@@ -83,7 +83,7 @@ pub enum Error {
     /// A budget of memory that does not do even when every block is streamed.
     #[error(
         "{} of memory are too little: {} are needed when every block is streamed: {}",
-        megabytes(*allowed), megabytes(plan.total()), plan.parts()
+        size(*allowed), size(plan.total()), plan.parts()
     )]
     Budget { plan: MemoryPlan, allowed: u64 },
 
@@ -121,7 +121,7 @@ impl Hint for Error {
             ),
             Error::Budget { plan, .. } => Some(format!(
                 "give at least {}, or fewer tokens, or narrower weights",
-                megabytes(plan.total())
+                size(plan.total())
             )),
             Error::ResidualWindow { .. } => Some(
                 "cache latents as q8, q4, q3 or q2, or leave the window out".into(),

@@ -76,19 +76,19 @@ impl MemoryPlan {
     /// What needs how much, in words.
     pub fn parts(&self) -> String {
         let mut parts = vec![
-            format!("{} for embedding, head and norms", megabytes(self.frame)),
+            format!("{} for embedding, head and norms", size(self.frame)),
             format!(
                 "{} for cache and activations",
-                megabytes(self.cache_and_activations)
+                size(self.cache_and_activations)
             ),
         ];
         if self.staging > 0 {
-            parts.push(format!("{} to read blocks into", megabytes(self.staging)));
+            parts.push(format!("{} to read blocks into", size(self.staging)));
         }
         if self.resident > 0 {
             parts.push(format!(
                 "{} for {} blocks",
-                megabytes(self.resident),
+                size(self.resident),
                 self.resident_blocks
             ));
         }
@@ -97,8 +97,13 @@ impl MemoryPlan {
 }
 
 /// Such as `12.4 MB`, never less than it is.
-pub(crate) fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", (bytes as f64 / 1e5).ceil() / 10.0)
+pub(crate) fn size(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        0..1_000_000 => (1e3, "kB"),
+        1_000_000..1_000_000_000 => (1e6, "MB"),
+        _ => (1e9, "GB"),
+    };
+    format!("{:.1} {name}", (bytes as f64 / unit * 10.0).ceil() / 10.0)
 }
 
 #[cfg(test)]
@@ -137,7 +142,8 @@ mod tests {
 
     #[test]
     fn sizes_are_rounded_up() {
-        assert_eq!(megabytes(12_300_001), "12.4 MB");
-        assert_eq!(megabytes(1), "0.1 MB");
+        assert_eq!(size(12_300_001), "12.4 MB");
+        assert_eq!(size(1), "0.1 kB");
+        assert_eq!(size(2_000_000_000), "2.0 GB");
     }
 }

@@ -20,6 +20,6 @@ mod weights;
 mod write;
 
 pub use budget::MemoryPlan;
-pub(crate) use budget::megabytes;
+pub(crate) use budget::size;
 pub use statistics::OffloadStatistics;
 pub use streamed::{OffloadSettings, OffloadSource, StreamedDecoder};

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
+use super::budget::size;
 use super::buffer::AlignedBuffer;
 use super::checksum::checksum;
 use super::layout::Layout;
@@ -105,18 +106,24 @@ pub(super) fn file(
     device: &Device,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let megabytes = layout.file_length() as f64 / 1e6;
-    let unwritable = |e: std::io::Error| Error::Output {
+    let room = size(layout.file_length());
+    let output = |why: String| Error::Output {
         path: path.into(),
-        why: format!("could not be written: {e}"),
+        why,
         hint: format!(
-            "the blocks take {megabytes:.1} MB: name a file in a folder that exists, can be written to and has that room"
+            "the blocks take {room}: name a file in a folder that exists, can be written to and has that room"
         ),
     };
+    let unwritable = |e: std::io::Error| output(format!("could not be written: {e}"));
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
+    if !folder.is_dir() {
+        return Err(output(
+            "could not be written: its folder is not there".into(),
+        ));
+    }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut options = tempfile::Builder::new();
     let prefix = format!(".{name}.partial-");
