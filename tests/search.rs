@@ -146,7 +146,7 @@ fn every_site_is_measured_alone() {
         );
         assert!(number("error") > 0.0 && number("error") < 1.0, "{site}");
     }
-    assert!(!Path::new(&bench.path("s.json.partial")).exists());
+    assert!(!Path::new(&bench.path("s.json.unfinished")).exists());
     let (file, report) = (bench.path("s.json"), bench.path("report"));
     assert_eq!(cinder(&["report", &file, "--out", &report]).code, 0);
     for name in ["svg", "png", "csv"] {
@@ -262,7 +262,7 @@ fn an_interrupted_measurement_goes_on() {
     line["kl"]["mean"] = 123.0.into();
     line["seconds"] = 5.0.into();
     let cut = "{\"layer\": 0, \"si";
-    bench.write("s.json.partial/sites.jsonl", &format!("{line}\n{cut}"));
+    bench.write("s.json.unfinished/sites.jsonl", &format!("{line}\n{cut}"));
     let other = [&own[..], &["--resume", "--keep", "0.4"]].concat();
     bench.snapshot(
         "sensitivity-drift",

@@ -74,7 +74,7 @@ pub struct Args {
     /// Keep statistics in this directory, and use what is there; `compress` and `sweep` share them
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
-    /// The file to write; until it is done, `FILE.partial` holds what is known
+    /// The file to write; until it is done, `FILE.unfinished` holds what is known
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Go on with a run that was interrupted

@@ -37,7 +37,7 @@ impl Unfinished {
     /// When there is nothing to go on with, or it was made from something else than `made_from`.
     pub fn open(out: &Path, made_from: &Value, resume: bool) -> Result<Self> {
         let mut folder = out.as_os_str().to_owned();
-        folder.push(".partial");
+        folder.push(".unfinished");
         let folder = PathBuf::from(folder);
         let identity = folder.join("run.json");
         match (resume, identity.is_file()) {
