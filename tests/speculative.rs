@@ -12,14 +12,14 @@ fn generate(model: &str, prompt: &str, tokens: &str, more: &[&str]) -> Run {
     cinder(&arguments)
 }
 
-/// Prompts of Spec-Bench (`specbench.jsonl`), of different kinds.
+/// Prompts of Spec-Bench (`specbench.jsonl`), of different kinds; cut short, so that there is something to continue.
 fn prompts() -> Option<Vec<String>> {
     let text = std::fs::read_to_string(shared("data/prompts/specbench.jsonl")?).expect("reads");
     let lines: Vec<&str> = text.lines().collect();
     let prompt = |i: usize| {
         let value: Value = serde_json::from_str(lines[i]).expect("JSON");
         let text = value["turns"][0].as_str().expect("a turn").to_owned();
-        text.chars().take(300).collect()
+        text.chars().take(200).collect()
     };
     Some([2, 25, 400].map(prompt).to_vec())
 }

@@ -82,6 +82,8 @@ pub(super) struct Planner {
     plain: Mean,
     /// Seconds of drafting a level.
     level: Mean,
+    /// Whether nothing was drafted yet: the first draft brings the weights into memory, and says nothing of later ones.
+    cold: bool,
     /// Seconds of a round that are neither.
     overhead: Mean,
     verify: Line,
@@ -103,6 +105,7 @@ impl Planner {
             width,
             plain: Mean::default(),
             level: Mean::default(),
+            cold: true,
             overhead: Mean::default(),
             verify: Line::default(),
             // As much as two tries at 0.8, so that the first round does not decide alone.
@@ -201,8 +204,10 @@ impl Planner {
         }
         if outcome.asked {
             // A drafter that has nothing to say has taken its time all the same.
-            self.level
-                .add(outcome.draft_seconds / outcome.levels.max(1) as f64);
+            if !std::mem::take(&mut self.cold) {
+                self.level
+                    .add(outcome.draft_seconds / outcome.levels.max(1) as f64);
+            }
             let tried = outcome.accepted + usize::from(outcome.open);
             for trial in 0..tried {
                 self.accepted =
