@@ -13,7 +13,7 @@ use crate::passes::{FactoredSite, LayerPlan, Needs, SiteFactoring};
 #[derive(Debug, Clone)]
 pub enum Perturbation {
     /// Factors.
-    Factored(SiteFactoring),
+    Factored(Box<SiteFactoring>),
     /// Weights rounded to 8 or 4 bits.
     Rounded(Precision),
 }

@@ -123,8 +123,8 @@ const CALIBRATION: &str = include_str!("../../recipes/frontier.toml");
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let sites = sites(&args.sites)?;
     let perturbation = match args.perturb {
-        How::Frontier => Perturbation::Factored(SiteFactoring::frontier(args.keep)?),
-        How::LowRank => Perturbation::Factored(SiteFactoring::low_rank(args.keep)?),
+        How::Frontier => Perturbation::Factored(SiteFactoring::frontier(args.keep)?.into()),
+        How::LowRank => Perturbation::Factored(SiteFactoring::low_rank(args.keep)?.into()),
         How::Rounded(precision) => Perturbation::Rounded(precision),
     };
     if args.out.exists() && !args.overwrite && !args.resume {
