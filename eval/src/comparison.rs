@@ -107,7 +107,7 @@ mod tests {
     fn many_pairs_agree_with_the_binomial_test_and_repeat() {
         // 30 documents that only the second got right, 10 that only the first did: two-sided binomial 0.0022.
         let first: Vec<f64> = (0..100)
-            .map(|i| f64::from(u8::from(i < 10 || i >= 40)))
+            .map(|i| f64::from(u8::from(!(10..40).contains(&i))))
             .collect();
         let second: Vec<f64> = (0..100).map(|i| f64::from(u8::from(i >= 10))).collect();
         let paired = Paired::of(&first, &second, 1);

@@ -215,14 +215,7 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
     let parts = sensitivities.iter().map(SensitivityFigure::section);
     let parts = parts.collect::<Result<Vec<_>, _>>()?;
     let page = html::page(
-        &options.title,
-        &groups,
-        &figures,
-        &models,
-        layers,
-        &parts,
-        &sections,
-        options.command.as_deref(),
+        options, &groups, &figures, &models, layers, &parts, &sections,
     )?;
     let text = markdown(
         &options.title,

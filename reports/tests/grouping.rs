@@ -52,7 +52,8 @@ fn save(folder: &Path, evaluations: &[Evaluation]) {
 fn each_way_of_measuring_has_its_own_chart() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let report = write(&crowded().into(), folder.path(), &Options::default()).expect("sound");
-    assert_eq!((report.figures.len(), report.data.len()), (4, 2));
+    // Two groups, each against keep ratio, bytes and scoring speed; a chart is an SVG and a PNG.
+    assert_eq!((report.figures.len(), report.data.len()), (12, 6));
     for change in [
         |e: &mut Evaluation| e.result.corpus.sha256 = "other".to_owned(),
         |e: &mut Evaluation| e.result.perplexity.window = 1024,

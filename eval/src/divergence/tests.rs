@@ -70,7 +70,7 @@ fn reference(all: &[Vec<f32>], targets: &[u32], top_k: usize) -> Reference {
 #[test]
 fn with_the_whole_vocabulary_kept_it_is_the_sum_over_all_tokens() {
     let (p, q) = (logits(1, 50), logits(7, 50));
-    let reference = reference(&[p.clone()], &[3], 50);
+    let reference = reference(std::slice::from_ref(&p), &[3], 50);
     let row = reference.row(0, &q, 3);
     let (log_p, log_q) = (log_softmax(&p), log_softmax(&q));
     let exact: f64 = log_p
@@ -93,7 +93,7 @@ fn it_grows_towards_that_with_the_tokens_kept_and_is_nothing_for_the_same_model(
     let (p, q) = (logits(1, 50), logits(7, 50));
     let kl: Vec<f64> = (1..=50)
         .map(|k| {
-            let reference = reference(&[p.clone()], &[3], k);
+            let reference = reference(std::slice::from_ref(&p), &[3], k);
             assert!(reference.row(0, &p, 3).kl < 1e-6);
             reference.row(0, &q, 3).kl
         })

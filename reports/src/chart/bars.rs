@@ -86,7 +86,7 @@ pub(crate) fn svg(bars: &Bars, place: Place) -> Result<String, ReportError> {
     let shown = labels
         .map(|bar| font::width(&bar.shown, TEXT, false))
         .fold(0.0, f64::max);
-    let top = bars.panels.iter().map(|panel| most(panel));
+    let top = bars.panels.iter().map(most);
     let shared = top.fold(0.0, f64::max);
     for row in bars.panels.chunks(columns) {
         let start = sketch.cursor;
@@ -96,7 +96,7 @@ pub(crate) fn svg(bars: &Bars, place: Place) -> Result<String, ReportError> {
             let left = sketch.margin + (wide + GUTTER) * column as f64;
             let bar_left = match sketch.phone() {
                 // Half of the axis' first number stands to the left of it.
-                true => left + 6.0,
+                true => left + 12.0,
                 false => left + label + 8.0,
             };
             let high = if bars.shared { shared } else { most(panel) };

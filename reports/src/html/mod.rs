@@ -14,7 +14,7 @@ use crate::compression::{Compressed, wording as say};
 use crate::error::ReportError;
 use crate::findings::findings;
 use crate::group::Group;
-use crate::report::{Figure, LayerFigures};
+use crate::report::{Figure, LayerFigures, Options};
 use crate::sections::Section;
 use crate::wording;
 
@@ -23,15 +23,15 @@ const SCRIPT: &str = include_str!("script.js");
 
 /// The whole document.
 pub(crate) fn page(
-    title: &str,
+    options: &Options,
     groups: &[Group<'_>],
     figures: &[Vec<Figure<'_>>],
     models: &[Compressed<'_>],
     layers: Option<&LayerFigures>,
     parts: &[Markup],
     others: &[Section],
-    command: Option<&str>,
 ) -> Result<String, ReportError> {
+    let (title, command) = (&options.title, options.command.as_deref());
     let mut sections = Vec::new();
     for (index, (group, figure)) in groups.iter().zip(figures).enumerate() {
         sections.push(section(index, group, figure, command)?);
