@@ -9,10 +9,12 @@
 pub(crate) mod backward;
 pub(crate) mod latent;
 mod tile;
+mod tree;
 
 use super::parallel::{self, Parts};
 use super::simd::{self, Kernel, LANES, Simd};
 use tile::{Ahead, mix_rows, score_rows, soften, turn_keys};
+use tree::Tree;
 
 pub(crate) use tile::Element;
 
@@ -156,52 +158,6 @@ pub(crate) fn attention<E: Element>(
 /// The head width filled up to whole vectors.
 fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LANES)
-}
-
-/// What each query of a tree sees.
-struct Tree {
-    /// Keys that all of them see, the first ones.
-    past: usize,
-    /// The keys that each sees behind those, in order.
-    seen: Vec<Vec<usize>>,
-}
-
-impl Tree {
-    fn new(sizes: Sizes, mask: &[u8]) -> Tree {
-        let span = mask.len() / sizes.tokens;
-        assert!(
-            mask.len() == sizes.tokens * span && (sizes.tokens..=sizes.keys).contains(&span),
-            "a mask of {} for {sizes:?}",
-            mask.len()
-        );
-        let past = sizes.keys - span;
-        let seen = mask.chunks_exact(span).map(|row| {
-            let keys = row.iter().enumerate().filter(|(_, seen)| **seen != 0);
-            keys.map(|(key, _)| past + key).collect()
-        });
-        Tree {
-            past,
-            seen: seen.collect(),
-        }
-    }
-
-    /// The first tile that is not the same for every query.
-    fn shared(&self) -> usize {
-        self.past / TILE * TILE
-    }
-
-    /// How many keys a query sees.
-    fn reach(&self, query: usize) -> usize {
-        self.past + self.seen[query].len()
-    }
-
-    /// The `index`th key that a query sees.
-    fn key(&self, query: usize, index: usize) -> usize {
-        match index.checked_sub(self.past) {
-            None => index,
-            Some(behind) => self.seen[query][behind],
-        }
-    }
 }
 
 /// The queries of some positions and of all heads that share one key head, over some runs of keys.
@@ -612,69 +568,4 @@ impl<E: Element> Kernel for Merge<'_, E> {
 }
 
 #[cfg(test)]
-mod tests {
-    use half::f16;
-
-    use super::*;
-    use crate::ops::simd::Level;
-
-    /// One token's queries of three heads over 330 keys, at one level.
-    fn attend<E: Element>(level: Level, d: usize, keys: &[E], values: &[E]) -> Vec<f32> {
-        let sizes = Sizes {
-            batch: 1,
-            tokens: 1,
-            heads: 3,
-            kv_heads: 1,
-            head_dim: d,
-            keys: 330,
-        };
-        let strided = |values| Strided {
-            values,
-            batch: 330 * d,
-            head: 330 * d,
-            key: d,
-        };
-        let q: Vec<f32> = (0..3 * d).map(|i| (i as f32 * 0.7).sin() * 4.0).collect();
-        let mut out = vec![0.0; 3 * d];
-        let work = Work {
-            sizes,
-            q: &q,
-            k: strided(keys),
-            v: strided(values),
-            tree: None,
-            out: out.as_mut_ptr(),
-            batch: 0,
-            kv_head: 0,
-            first: 0,
-            positions: 1,
-            runs: 0..2,
-            partial: std::ptr::null_mut(),
-        };
-        // SAFETY: the slices are as long as the sizes say, and the level is available.
-        unsafe { level.run(work) };
-        out
-    }
-
-    #[test]
-    fn every_level_is_the_scalar_twin_and_halves_are_what_they_stand_for() {
-        for d in [8, 24, 64, 80] {
-            let numbers = |step: f32| -> Vec<f16> {
-                (0..330 * d)
-                    .map(|i| f16::from_f32((i as f32 * step).sin()))
-                    .collect()
-            };
-            let (k, v) = (numbers(0.37), numbers(1.3));
-            let wide = |x: &[f16]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
-            let expected = attend(Level::Scalar, d, &wide(&k), &wide(&v));
-            assert!(expected.iter().all(|x| x.is_finite()));
-            for level in Level::available() {
-                assert_eq!(attend(level, d, &k, &v), expected, "{level:?} {d}");
-                assert_eq!(
-                    attend(level, d, &wide(&k), &wide(&v)),
-                    expected,
-                    "{level:?} {d}"
-                );
-            }
-        }
-    }
-}
+mod tests;
