@@ -341,7 +341,7 @@ impl<'a> Bench<'a> {
     fn plain(&mut self, label: &str, model: &mut Model) -> Result<Found> {
         if !self.prompts.is_empty() {
             let found = self.measure(label, model, &mut None)?;
-            self.same_text(label, &found)?;
+            same_text(label, &found.ids, &self.reference)?;
             return Ok(found);
         }
         let candidates = std::mem::take(&mut self.candidates);
@@ -369,7 +369,7 @@ impl<'a> Bench<'a> {
         let plan = draft.plan;
         let mut drafting = Some(draft);
         let found = self.measure(&plan.label(), model, &mut drafting)?;
-        self.same_text(&plan.label(), &found)?;
+        same_text(&plan.label(), &found.ids, &self.reference)?;
         let run = drafted(plan, &found, plain, self.identical(&found));
         self.result.runs.push(run);
         Ok(())
@@ -395,18 +395,36 @@ impl<'a> Bench<'a> {
         let pairs = found.ids.iter().zip(&self.reference);
         pairs.filter(|(ids, wanted)| ids == wanted).count() as u64
     }
+}
 
-    fn same_text(&self, way: &str, found: &Found) -> Result<(), OtherText> {
-        for (index, (ids, wanted)) in found.ids.iter().zip(&self.reference).enumerate() {
-            if ids != wanted {
-                let same = ids.iter().zip(wanted).take_while(|(a, b)| a == b).count();
-                return Err(OtherText {
-                    way: way.into(),
-                    prompt: index + 1,
-                    token: same + 1,
-                });
-            }
+/// # Errors
+/// [`OtherText`] naming the first prompt whose text is not the wanted one.
+fn same_text(way: &str, texts: &[Vec<u32>], wanted: &[Vec<u32>]) -> Result<(), OtherText> {
+    for (index, (ids, wanted)) in texts.iter().zip(wanted).enumerate() {
+        if ids != wanted {
+            let same = ids.iter().zip(wanted).take_while(|(a, b)| a == b).count();
+            return Err(OtherText {
+                way: way.into(),
+                prompt: index + 1,
+                token: same + 1,
+            });
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_text_is_an_error() {
+        let wanted = [vec![1, 2, 3], vec![4, 5]];
+        assert!(same_text("q4", &wanted, &wanted).is_ok());
+        for (second, token) in [(vec![4, 6], 2), (vec![4], 2), (vec![4, 5, 6], 3)] {
+            let found = [wanted[0].clone(), second];
+            let error = same_text("q4", &found, &wanted).expect_err("refuses");
+            assert_eq!((error.prompt, error.token), (2, token));
+        }
     }
 }

@@ -41,6 +41,7 @@ pub struct Found {
     /// Passes of the model behind prompts.
     pub passes: u64,
     pub speculation: Option<Speculation>,
+    pub resident_blocks: u64,
     pub streamed: Option<OffloadStatistics>,
 }
 
@@ -65,6 +66,14 @@ impl Found {
     pub fn bytes_per_token(&self) -> f64 {
         let pass = self.streamed.as_ref().map_or(0, |s| s.bytes_per_pass);
         (pass * self.passes) as f64 / self.decoded().max(1) as f64
+    }
+
+    fn look_at(&mut self, model: &Model) {
+        self.streamed = model.statistics();
+        self.resident_blocks = match model {
+            Model::Resident(decoder) => decoder.layers.len(),
+            Model::Streamed(decoder) => decoder.plan().resident_blocks,
+        } as u64;
     }
 
     fn add(&mut self, generation: Generation, speculation: Option<Speculation>, seen: Seen) {
@@ -98,7 +107,7 @@ pub fn measure(
         context.printer.advance(1);
     }
     context.printer.finish();
-    found.streamed = model.statistics();
+    found.look_at(model);
     say(context, label, &found);
     Ok(found)
 }
@@ -128,7 +137,7 @@ pub fn choose(
         }
     }
     context.printer.finish();
-    found.streamed = model.statistics();
+    found.look_at(model);
     say(context, label, &found);
     Ok((kept, found))
 }

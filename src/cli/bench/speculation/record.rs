@@ -63,7 +63,7 @@ fn common(found: &Found, identical: u64) -> SpeculationRun {
     let streamed = found.streamed.as_ref();
     SpeculationRun {
         bandwidth_bytes_per_second: streamed.and_then(|s| s.link_bytes_per_second),
-        resident_blocks: streamed.map_or(0, |s| s.memory.resident_blocks as u64),
+        resident_blocks: found.resident_blocks,
         tokens: found.tokens(),
         tokens_per_second: found.tokens_per_second(),
         prompts: found.ids.len() as u64,
