@@ -146,3 +146,157 @@ fn a_draft_of_its_own_and_every_verification() {
     ];
     assert_eq!(ids(&drawn), ids(&drawn));
 }
+
+#[test]
+fn a_benchmark_compares_drafts_and_reports_read_it() {
+    let folder = tempfile::tempdir().expect("temp");
+    let (file, report) = (folder.path().join("s.json"), folder.path().join("report"));
+    let gguf = goldens("gguf/tiny-llama.gguf");
+    let bench = |more: &[&str]| {
+        let mut arguments = vec!["bench", arg(&gguf), "--tokens", "9", "--quiet"];
+        arguments.extend(more);
+        cinder(&arguments)
+    };
+    let run = bench(&[
+        "--draft",
+        "q4",
+        "--draft",
+        "hqq:4:32",
+        "--draft-depth",
+        "3",
+        "--offload",
+        "memory",
+        "--link-bandwidth",
+        "0.1,0.4",
+        "--prompt-count",
+        "2",
+        "--json",
+        "--out",
+        arg(&file),
+    ]);
+    let value = run.json();
+    // The usual keys stay; what is asked for only with lengths is empty.
+    assert_eq!(value["decode"], serde_json::json!([]));
+    assert!(value["peak_rss_bytes"].as_u64() > Some(0));
+    let found = &value["speculation"];
+    let written = std::fs::read_to_string(&file).expect("reads");
+    assert_eq!(
+        &serde_json::from_str::<Value>(&written).expect("JSON"),
+        found
+    );
+    let list = |key: &str| found[key].as_array().expect("a list").clone();
+    let text = |run: &Value| {
+        let link = run["bandwidth_bytes_per_second"].as_f64();
+        let link = link.map_or(String::new(), |l| format!(" at {} MB/s", l / 1e6));
+        format!("{}{link}", run["label"].as_str().expect("a label"))
+    };
+    let labels = |runs: &[Value]| runs.iter().map(text).collect::<Vec<_>>();
+    let (baselines, runs) = (list("baselines"), list("runs"));
+    let of = |name: &str, link: &str| format!("{name} at {link} MB/s");
+    let mut wanted = vec!["plain, in memory".to_owned()];
+    let mut drafts = Vec::new();
+    for link in ["100", "400"] {
+        for name in [
+            "nothing resident",
+            "memory of q4 too",
+            "memory of hqq:4:32 too",
+        ] {
+            wanted.push(of(&format!("plain, {name}"), link));
+        }
+        for name in ["ngram:3", "q4", "hqq:4:32"] {
+            drafts.push(of(&format!("{name}, chain 3"), link));
+        }
+    }
+    wanted.extend(["q4", "hqq:4:32"].map(|name| format!("{name} alone (lossy)")));
+    assert_eq!(labels(&baselines), wanted);
+    assert_eq!(labels(&runs), drafts);
+    let number = |run: &Value, key: &str| run[key].as_f64().expect(key);
+    for run in baselines.iter().chain(&runs) {
+        assert_eq!(run["prompts"], 2);
+        let lossy = run["label"].as_str().is_some_and(|l| l.contains("lossy"));
+        assert!(lossy || run["identical"] == 2, "{run}");
+        assert!(number(run, "tokens_per_second") > 0.0);
+        // What is in memory is read from nowhere.
+        let streams = number(run, "resident_blocks") < 2.0;
+        assert_eq!(number(run, "bytes_read_per_token") > 0.0, streams, "{run}");
+        assert_eq!(number(&run["seconds"], "read") > 0.0, streams, "{run}");
+    }
+    // The draft's bytes are spent on blocks.
+    let resident = |at: usize| number(&baselines[at], "resident_blocks");
+    assert!(resident(1) == 0.0 && resident(2) > 0.0 && resident(3) > 0.0);
+    let a_pass = number(&baselines[1], "bytes_read_per_token");
+    for run in &runs {
+        let (tau, accepted) = (
+            number(run, "tokens_per_round_with_bonus"),
+            number(run, "accepted_per_round"),
+        );
+        assert!((1.0..=4.0).contains(&tau) && (tau - 1.0..tau).contains(&accepted));
+        // A pass reads what it read without a draft, and gives τ tokens.
+        let read = number(run, "bytes_read_per_token");
+        assert!((read * tau - a_pass).abs() < 1e-6 * a_pass, "{run}");
+        assert!(number(run, "predicted_speedup") > 0.0);
+        assert!(number(run, "speedup_over_plain") > 0.0);
+        let shares = run["acceptance_by_depth"].as_array().expect("shares");
+        let shares: Vec<f64> = shares.iter().filter_map(Value::as_f64).collect();
+        assert!(
+            shares.is_sorted_by(|a, b| a >= b) && shares.len() <= 3,
+            "{run}"
+        );
+    }
+    assert_eq!(
+        cinder(&["report", arg(&file), "--out", arg(&report)]).code,
+        0
+    );
+    let page = std::fs::read_to_string(report.join("report.html")).expect("reads");
+    assert!(page.contains("Speculative decoding") && page.contains("hqq:4:32, chain 3"));
+
+    // In memory the draft is compared with plain decoding there.
+    let run = bench(&["--draft", "q8", "--draft-width", "2", "--json"]);
+    let found = run.json()["speculation"].clone();
+    assert_eq!(found["baselines"][0]["speedup_over_plain"], 1.0);
+    assert_eq!(found["runs"][1]["label"], "q8, tree auto×2");
+    assert_eq!(found["runs"][1]["identical"], 3);
+    // Without either, nothing is different.
+    let plain = bench(&["--prefill", "4", "--decode", "4", "--runs", "1", "--json"]).json();
+    assert!(plain.get("speculation").is_none());
+}
+
+#[test]
+fn benchmarks_of_drafts_refuse_what_can_not_be_meant() {
+    let folder = tempfile::tempdir().expect("temp");
+    let gguf = goldens("gguf/tiny-llama.gguf");
+    let bad = folder.path().join("bad.jsonl");
+    std::fs::write(&bad, "{\"prompt\": \"a\"}\n{\"category\": \"math\"}\n").expect("writes");
+    let out = folder.path().join("s.json");
+    let cases: [(&str, i32, &[&str]); 4] = [
+        ("bench-alone", 2, &["--prompt-count", "2"]),
+        (
+            "bench-no-prompts",
+            2,
+            &["--draft", "ngram", "--prompt-count", "0"],
+        ),
+        (
+            "bench-bad-prompts",
+            1,
+            &["--draft", "ngram", "--prompts", arg(&bad)],
+        ),
+        ("bench-no-room", 1, &["--draft", "ngram", "--tokens", "254"]),
+    ];
+    for (name, code, more) in cases {
+        let mut arguments = vec!["bench", arg(&gguf), "--quiet"];
+        arguments.extend(more);
+        if more.contains(&"--draft") {
+            arguments.extend(["--out", arg(&out)]);
+        }
+        let run = cinder(&arguments);
+        assert_eq!(run.code, code, "{}", run.stderr);
+        let text = run.snapshot().replace(arg(folder.path()), "[folder]");
+        insta::assert_snapshot!(name, text);
+        assert!(!out.exists());
+    }
+    let several = generate(arg(&gguf), "a", "4", &["--draft", "q4", "--draft", "q8"]);
+    assert_eq!(several.code, 2, "{}", several.stderr);
+    let speeds = ["--offload", "memory", "--link-bandwidth", "1,2"];
+    let several = generate(arg(&gguf), "a", "4", &speeds);
+    assert_eq!(several.code, 2, "{}", several.stderr);
+}

@@ -54,6 +54,12 @@ pub struct SpeculationRun {
     /// Tokens that came out.
     pub tokens: u64,
     pub tokens_per_second: f64,
+    /// Prompts that were continued.
+    #[serde(default)]
+    pub prompts: u64,
+    /// Of them, those whose text was plain decoding's, token for token. Fewer only where a run is lossy.
+    #[serde(default)]
+    pub identical: u64,
     /// Acceptance length: tokens a round of drafting and verification yields, the target's own (bonus) token counted.
     #[serde(default)]
     pub tokens_per_round_with_bonus: Option<f64>,

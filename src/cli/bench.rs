@@ -1,11 +1,13 @@
 //! `cinder bench`
 
 mod context;
+mod speculation;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
+use cinder::eval::speculation::SpeculationResult;
 use cinder::models::decode::{SamplingSettings, generate};
 use cinder::models::ops::{self, Machine};
 use cinder::models::progress::Progress;
@@ -16,6 +18,7 @@ use super::context::{Cache, Cached, Context, Usage, Weights};
 use super::format::{bytes, pairs, table};
 use super::memory::{Length, peak_resident_bytes};
 use context::AtContext;
+use speculation::{SpeculationArgs, Subject};
 
 /// Measure speed and memory
 ///
@@ -26,6 +29,11 @@ use context::AtContext;
 ///
 /// With `--context`, a cache of each length is filled with random numbers, because what they are does not change the work,
 /// and tokens are decoded behind it.
+///
+/// With `--draft` or `--offload`, prompts are continued greedily in every way that such decoding has to be compared with: plainly
+/// with all blocks in memory, with none, and with as many as the draft's bytes hold; by the low-bit copy alone, whose text is
+/// another; with drafts from the text itself; and with each draft asked for. A way that changes the text ends it with an error.
+/// The speed-up of the cost model, `τ / (D·t_draft/t_target + t_verify/t_target)`, stands beside the measured one.
 #[derive(clap::Args)]
 pub struct Args {
     /// A Hugging Face directory, a `.gguf` file, a compressed directory, or a fetched name (`smollm2`)
@@ -34,11 +42,11 @@ pub struct Args {
     weights: Weights,
     #[command(flatten)]
     cache: Cache,
-    /// Lengths of the prompts that are prefilled, in tokens
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "512")]
+    /// Lengths of the prompts that are prefilled, in tokens [default: 512; none with `--draft` or `--offload`]
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
     prefill: Vec<usize>,
-    /// Contexts after which tokens are decoded, in tokens
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "128")]
+    /// Contexts after which tokens are decoded, in tokens [default: 128; none with `--draft` or `--offload`]
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
     decode: Vec<usize>,
     /// Also decode behind caches filled to these lengths, in tokens: time, attention's share of it, and memory
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
@@ -52,7 +60,12 @@ pub struct Args {
     /// Runs of each measurement, after one that does not count
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
 }
+
+/// What is prefilled, and what is decoded behind, where nothing else is asked for.
+const LENGTHS: (usize, usize) = (512, 128);
 
 /// One line of the result.
 struct Measured {
@@ -66,7 +79,18 @@ struct Measured {
     profile: Vec<(&'static str, f64)>,
 }
 
-pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
+pub fn run(context: &Context, mut args: Args) -> Result<ExitCode> {
+    args.speculation.check()?;
+    if !args.speculation.is_asked() {
+        for (lengths, usual) in [
+            (&mut args.prefill, LENGTHS.0),
+            (&mut args.decode, LENGTHS.1),
+        ] {
+            if lengths.is_empty() {
+                lengths.push(usual);
+            }
+        }
+    }
     let lengths = || args.prefill.iter().chain(&args.decode).chain(&args.context);
     if args.runs == 0 || args.tokens < 2 || lengths().any(|n| *n == 0) {
         let what = "`--runs` and the lengths must be at least 1, `--tokens` at least 2";
@@ -116,42 +140,33 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         cache: checkpoint.kv_bytes_per_token(cached.format),
         window: cached.window_bytes(&checkpoint),
     };
-    let start = Instant::now();
     let length = Length {
         held: longest.max(context_length),
         at_once: prompts.copied().unwrap_or(1),
     };
-    let mut decoder = context.decoder(&checkpoint, precision, cached, length)?;
-    decoder.allow_context(context_length);
-    let load_seconds = start.elapsed().as_secs_f64();
-    let steps = (lengths().count() * (args.runs + 1)) as u64;
-    context.printer.start("measuring", steps);
-    let mut measured = Vec::new();
-    for &length in &args.prefill {
-        measured.push(scalars.prefill(context, &mut decoder, length, args.runs)?);
-    }
-    for &length in &args.decode {
-        measured.push(scalars.decode(context, &mut decoder, length, args.tokens, args.runs)?);
-    }
-    let kv_heads = checkpoint.config().kv_heads;
-    let mut at_context = Vec::new();
-    for &length in &args.context {
-        at_context.push(context::measure(
-            context,
-            &decoder,
-            kv_heads,
-            length,
-            args.tokens,
-            args.runs,
-        )?);
-    }
-    context.printer.finish();
-    let found = Found {
+    let mut found = Found {
         cached,
-        measured,
-        at_context,
-        load_seconds,
+        measured: Vec::new(),
+        at_context: Vec::new(),
+        load_seconds: None,
+        speculation: None,
     };
+    if lengths().next().is_some() {
+        let start = Instant::now();
+        let mut decoder = context.decoder(&checkpoint, precision, cached, length)?;
+        decoder.allow_context(context_length);
+        found.load_seconds = Some(start.elapsed().as_secs_f64());
+        let kv_heads = checkpoint.config().kv_heads;
+        found.measure(context, &args, &scalars, &mut decoder, kv_heads)?;
+    }
+    let subject = Subject {
+        name: &args.model,
+        checkpoint: &checkpoint,
+        weights: precision,
+        cached,
+        tokens: args.tokens,
+    };
+    found.speculation = speculation::run(context, &args.speculation, subject)?;
     report(context, &args, &scalars, &found)
 }
 
@@ -160,7 +175,40 @@ struct Found {
     cached: Cached,
     measured: Vec<Measured>,
     at_context: Vec<AtContext>,
-    load_seconds: f64,
+    /// None where no length was asked for.
+    load_seconds: Option<f64>,
+    speculation: Option<SpeculationResult>,
+}
+
+impl Found {
+    /// Prefills and decodes at every length.
+    fn measure(
+        &mut self,
+        context: &Context,
+        args: &Args,
+        work: &Work,
+        decoder: &mut Decoder,
+        kv_heads: usize,
+    ) -> Result<()> {
+        let lengths = args.prefill.len() + args.decode.len() + args.context.len();
+        let steps = (lengths * (args.runs + 1)) as u64;
+        context.printer.start("measuring", steps);
+        for &length in &args.prefill {
+            let measured = work.prefill(context, decoder, length, args.runs)?;
+            self.measured.push(measured);
+        }
+        for &length in &args.decode {
+            let measured = work.decode(context, decoder, length, args.tokens, args.runs)?;
+            self.measured.push(measured);
+        }
+        for &length in &args.context {
+            let (tokens, runs) = (args.tokens, args.runs);
+            let measured = context::measure(context, decoder, kv_heads, length, tokens, runs)?;
+            self.at_context.push(measured);
+        }
+        context.printer.finish();
+        Ok(())
+    }
 }
 
 /// What a token costs.
@@ -304,6 +352,7 @@ fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<
         measured,
         at_context,
         load_seconds,
+        speculation,
     } = found;
     // Before the machine is measured, which takes memory of its own.
     let peak_rss = peak_resident_bytes();
@@ -330,7 +379,7 @@ fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<
             .collect()
     };
     let first = |what: &str| of(what).first().map(|m| m.tokens_per_second);
-    let value = json!({
+    let mut value = json!({
         "model": args.model,
         "weights": work.precision,
         "weight_bytes": work.weight_bytes,
@@ -351,6 +400,9 @@ fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<
         "machine": {"flops": machine.flops, "bf16_flops": machine.bf16_flops,
                     "read_bytes_per_second": machine.read_bytes_per_second},
     });
+    if let Some(speculation) = speculation {
+        value["speculation"] = serde_json::to_value(speculation)?;
+    }
     let mut rates = table(&[
         "what",
         "tokens",
@@ -379,7 +431,7 @@ fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<
             bytes(work.window)
         ),
     };
-    let facts = pairs(&[
+    let mut facts = vec![
         (
             "weights",
             format!("{} as {}", bytes(work.weight_bytes), work.precision),
@@ -392,21 +444,29 @@ fn report(context: &Context, args: &Args, work: &Work, found: &Found) -> Result<
             "peak memory (resident)",
             peak_rss.map_or("unknown".into(), bytes),
         ),
-        ("loaded in", format!("{load_seconds:.2} s")),
-        (
-            "this machine",
-            format!(
-                "{:.0} GFLOP/s in f32, {:.0} in bf16, reads {:.1} GB/s ({})",
-                machine.flops / 1e9,
-                machine.bf16_flops / 1e9,
-                machine.read_bytes_per_second / 1e9,
-                context.device_name
-            ),
+    ];
+    if let Some(seconds) = load_seconds {
+        facts.push(("loaded in", format!("{seconds:.2} s")));
+    }
+    facts.push((
+        "this machine",
+        format!(
+            "{:.0} GFLOP/s in f32, {:.0} in bf16, reads {:.1} GB/s ({})",
+            machine.flops / 1e9,
+            machine.bf16_flops / 1e9,
+            machine.read_bytes_per_second / 1e9,
+            context.device_name
         ),
-    ]);
+    ));
+    let facts = pairs(&facts);
     let contexts = context::table(at_context).map_or(String::new(), |t| format!("{t}\n\n"));
-    context
-        .printer
-        .result(&value, &format!("{rates}\n\n{contexts}{facts}"))?;
+    let rates = match measured.is_empty() {
+        true => String::new(),
+        false => format!("{rates}\n\n"),
+    };
+    let drafts = speculation.as_ref();
+    let drafts = drafts.map_or(String::new(), |s| format!("{}\n\n", speculation::table(s)));
+    let text = format!("{rates}{contexts}{drafts}{facts}");
+    context.printer.result(&value, &text)?;
     Ok(ExitCode::SUCCESS)
 }

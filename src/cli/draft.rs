@@ -26,9 +26,9 @@ pub struct DraftArgs {
     /// The text stays the model's own. `METHOD:BITS:GROUP` makes codes of 2, 3, 4 or 8 bits for groups of 32, 64 or 128 weights
     /// by `hqq` or `round`; `,head=8` adds a low-bit copy of the output head, `,down=8` other bits for one kind of projection.
     /// `q4`, `q4min` and `q8` are the formats of `--weights`. A copy shares the model's KV cache; a MODEL has its own, and must
-    /// have the same tokenizer.
+    /// have the same tokenizer. `bench` compares several, each with its own `--draft`.
     #[arg(long, value_name = "SPEC")]
-    draft: Option<String>,
+    draft: Vec<String>,
     /// Keep the weights of a drafting MODEL so, as `--weights` does [default: f32]
     #[arg(long, value_name = "PRECISION", requires = "draft")]
     draft_weights: Option<Precision>,
@@ -114,9 +114,32 @@ impl DraftArgs {
     /// # Errors
     /// [`Usage`] for options that are out of range or do not go together.
     pub fn plan(&self, target: &Checkpoint) -> Result<Option<DraftPlan>> {
-        let Some(given) = &self.draft else {
-            return Ok(None);
-        };
+        match &self.draft[..] {
+            [] => Ok(None),
+            [given] => self.plan_of(given, target).map(Some),
+            _ => Err(Usage::new(
+                "`--draft` is given more than once",
+                "draft with one; `cinder bench` compares several",
+            )
+            .into()),
+        }
+    }
+
+    /// How to draft in each asked way.
+    ///
+    /// # Errors
+    /// As [`DraftArgs::plan`].
+    pub fn plans(&self, target: &Checkpoint) -> Result<Vec<DraftPlan>> {
+        let given = self.draft.iter();
+        given.map(|given| self.plan_of(given, target)).collect()
+    }
+
+    /// Whether a draft is asked for.
+    pub fn is_asked(&self) -> bool {
+        !self.draft.is_empty()
+    }
+
+    fn plan_of(&self, given: &str, target: &Checkpoint) -> Result<DraftPlan> {
         let spec = Spec::of(given)?;
         let width = self.draft_width.unwrap_or(1);
         let verify = self.verify.as_deref().unwrap_or("match");
@@ -166,19 +189,101 @@ impl DraftArgs {
                 );
             }
         }
-        Ok(Some(DraftPlan {
-            given: given.clone(),
+        Ok(DraftPlan {
+            given: given.to_owned(),
             spec,
             weights: self.draft_weights.unwrap_or_default(),
             depth,
             width,
             temperature: self.draft_temperature,
             verification,
-        }))
+        })
     }
 }
 
 impl DraftPlan {
+    /// Drafts from the text itself, as deep as another plan.
+    pub fn ngram(depth: Depth) -> Self {
+        DraftPlan {
+            given: format!("ngram:{NGRAM}"),
+            spec: Spec::NGram(NGRAM),
+            weights: Precision::default(),
+            depth,
+            width: 1,
+            temperature: None,
+            verification: Verification::Match,
+        }
+    }
+
+    /// As the user gave it.
+    pub fn given(&self) -> &str {
+        &self.given
+    }
+
+    pub fn depth(&self) -> Depth {
+        self.depth
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn verification(&self) -> Verification {
+        self.verification
+    }
+
+    pub fn is_ngram(&self) -> bool {
+        matches!(self.spec, Spec::NGram(_))
+    }
+
+    /// What charts call it, such as `q4, tree 6×4`.
+    pub fn label(&self) -> String {
+        match self.width {
+            1 => format!("{}, chain {}", self.given, self.depth),
+            width => format!("{}, tree {}×{width}", self.given, self.depth),
+        }
+    }
+
+    /// Bytes of memory that drafting takes beside the target: weights, and the cache of a model that has its own.
+    ///
+    /// # Errors
+    /// Those of opening a model.
+    pub fn bytes(&self, context: &Context, target: &Checkpoint, length: Length) -> Result<u64> {
+        Ok(match &self.spec {
+            Spec::NGram(_) => 0,
+            Spec::Copy(precision) => target.memory_bytes(*precision),
+            Spec::Substitute(settings) => target.substitute_bytes(settings, Precision::F32),
+            Spec::Model(name) => {
+                let draft = context.open(name)?;
+                let cached = Cached::declared(&draft);
+                let cache = draft.kv_bytes_per_token(cached.format) * length.held as u64;
+                draft.memory_bytes(self.weights) + cache
+            }
+        })
+    }
+
+    /// The copy of the target that drafts, where one does.
+    ///
+    /// # Errors
+    /// Those of loading.
+    pub fn copy(
+        &self,
+        context: &Context,
+        target: &Checkpoint,
+        cached: Cached,
+        length: Length,
+    ) -> Result<Option<Decoder>> {
+        match &self.spec {
+            Spec::Copy(precision) => context
+                .decoder(target, *precision, cached, length)
+                .map(Some),
+            Spec::Substitute(settings) => context
+                .substitute(target, settings, cached, length)
+                .map(Some),
+            Spec::NGram(_) | Spec::Model(_) => Ok(None),
+        }
+    }
+
     pub fn settings(&self, sampling: SamplingSettings) -> SpeculationSettings {
         SpeculationSettings {
             sampling,

@@ -31,13 +31,16 @@ pub struct Offload {
     #[arg(long, value_name = "BYTES", requires = "offload", value_parser = parse_bytes)]
     memory: Option<u64>,
     /// Slow the reading of blocks down to this many gigabytes (10⁹ bytes) per second; results call it a simulated link
+    ///
+    /// `bench` measures each of several speeds, with commas between them.
     #[arg(
         long,
         value_name = "GB/S",
         requires = "offload",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        value_delimiter = ','
     )]
-    link_bandwidth: Option<f64>,
+    link_bandwidth: Vec<f64>,
 }
 
 /// A model in memory, or one whose blocks are streamed.
@@ -50,6 +53,14 @@ pub enum Model {
 impl Model {
     /// What decoding runs.
     pub fn language_model(&mut self) -> &mut dyn LanguageModel {
+        match self {
+            Model::Resident(decoder) => decoder,
+            Model::Streamed(decoder) => decoder,
+        }
+    }
+
+    /// The same, to look at.
+    pub fn as_language_model(&self) -> &dyn LanguageModel {
         match self {
             Model::Resident(decoder) => decoder,
             Model::Streamed(decoder) => decoder,
@@ -78,9 +89,58 @@ impl Offload {
         cached: Cached,
         length: Length,
     ) -> Result<Model> {
-        let Some(place) = &self.offload else {
+        let Some(mut settings) = self.settings(checkpoint, weights, cached, length)? else {
             let decoder = context.decoder(checkpoint, weights, cached, length)?;
             return Ok(Model::Resident(decoder));
+        };
+        settings.link_bytes_per_second = match self.rates()?[..] {
+            [] => None,
+            [rate] => Some(rate),
+            _ => {
+                return Err(Usage::new(
+                    "`--link-bandwidth` has several speeds",
+                    "give one; `cinder bench` measures several",
+                )
+                .into());
+            }
+        };
+        streamed(context, checkpoint, &settings, cached)
+    }
+
+    /// Whether blocks are to be streamed.
+    pub fn is_asked(&self) -> bool {
+        self.offload.is_some()
+    }
+
+    /// Speeds of a simulated link, in bytes per second.
+    ///
+    /// # Errors
+    /// [`Usage`] for what is no speed.
+    pub fn rates(&self) -> Result<Vec<f64>> {
+        let rates: Vec<f64> = self.link_bandwidth.iter().map(|g| g * 1e9).collect();
+        if rates.iter().any(|rate| !(rate.is_finite() && *rate > 0.0)) {
+            return Err(Usage::new(
+                "`--link-bandwidth` must be above 0",
+                "give gigabytes per second, such as 0.5",
+            )
+            .into());
+        }
+        Ok(rates)
+    }
+
+    /// How blocks are streamed, without a simulated link; none where they are not.
+    ///
+    /// # Errors
+    /// [`Usage`] for options that can not be meant.
+    pub fn settings(
+        &self,
+        checkpoint: &Checkpoint,
+        weights: Precision,
+        cached: Cached,
+        length: Length,
+    ) -> Result<Option<OffloadSettings>> {
+        let Some(place) = &self.offload else {
+            return Ok(None);
         };
         if !StreamedDecoder::PRECISIONS.contains(&weights) {
             return Err(Usage::new(
@@ -89,28 +149,32 @@ impl Offload {
             )
             .into());
         }
-        let rate = self.link_bandwidth.map(|gigabytes| gigabytes * 1e9);
-        if rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
-            return Err(Usage::new(
-                "`--link-bandwidth` must be above 0",
-                "give gigabytes per second, such as 0.5",
-            )
-            .into());
-        }
         let demand = Demand::of(checkpoint, weights, cached, length);
-        let settings = OffloadSettings {
+        Ok(Some(OffloadSettings {
             source: source(place, checkpoint, weights)?,
             weights,
             budget: self.memory,
             available: memory::available_bytes(),
             cache_and_activations: demand.beside_weights(),
-            link_bytes_per_second: rate,
-        };
-        let (device, printer) = (&context.device, &context.printer);
-        let mut decoder = StreamedDecoder::new(checkpoint, &settings, device, printer)?;
-        decoder.set_cache_format(cached.format)?;
-        Ok(Model::Streamed(decoder))
+            link_bytes_per_second: None,
+        }))
     }
+}
+
+/// A model that is streamed so.
+///
+/// # Errors
+/// Those of [`StreamedDecoder::new`].
+pub fn streamed(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    settings: &OffloadSettings,
+    cached: Cached,
+) -> Result<Model> {
+    let (device, printer) = (&context.device, &context.printer);
+    let mut decoder = StreamedDecoder::new(checkpoint, settings, device, printer)?;
+    decoder.set_cache_format(cached.format)?;
+    Ok(Model::Streamed(decoder))
 }
 
 /// What the option's value names.

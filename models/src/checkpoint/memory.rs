@@ -10,12 +10,46 @@ use super::open::FRAME;
 use super::quantized::{is_codes, is_packed};
 use super::source::TensorInfo;
 use super::structure::{ProjectionInfo, index_bytes};
+use crate::ops::BlockFormat;
 use crate::precision::Precision;
+use crate::substitute::SubstituteSettings;
+
+/// The projection, such as `q`, that a matrix is of; the first of those that share it.
+fn projection_of(name: &str) -> &str {
+    let ends = |part: &&str| part.ends_with("_proj") || part.ends_with("_basis");
+    let part = name.split('.').find(ends).unwrap_or_default();
+    part.split('_').next().unwrap_or_default()
+}
 
 impl Checkpoint {
     /// Bytes of all weights in memory at a precision: matrices in it, norms, biases and what rebuilds keys and values from
     /// latents in f32, low-bit codes as they are stored, and four for each input of an identity block.
     pub fn memory_bytes(&self, precision: Precision) -> u64 {
+        self.bytes_of(precision, |_, out, input| {
+            precision.matrix_bytes(out, input)
+        })
+    }
+
+    /// Bytes of a low-bit copy of the model as [`Checkpoint::load_substitute`] makes it beside the model, its own embedding
+    /// and head in `precision` among them.
+    pub fn substitute_bytes(&self, settings: &SubstituteSettings, precision: Precision) -> u64 {
+        let low = |format, out, input| BlockFormat::Low(format).bytes(out, input) as u64;
+        let copy = self.bytes_of(precision, |name, out, input| {
+            low(settings.format_of(projection_of(name)), out, input)
+        });
+        let Some(format) = settings.head else {
+            return copy;
+        };
+        let (vocab, hidden) = (self.config().vocab_size, self.config().hidden_size);
+        let replaced = match self.config().tied_embeddings {
+            true => 0,
+            false => precision.of_embedding().matrix_bytes(vocab, hidden),
+        };
+        (copy + low(format, vocab, hidden)).saturating_sub(replaced)
+    }
+
+    /// Bytes of all weights, those of a projection's matrix by its name, rows and columns.
+    fn bytes_of(&self, precision: Precision, matrix: impl Fn(&str, usize, usize) -> u64) -> u64 {
         // A matrix beside pivots has an index for each of its columns too.
         let indices = |name: &str, columns: usize| {
             let pivots = name
@@ -33,7 +67,7 @@ impl Checkpoint {
                 precision.of_embedding().matrix_bytes(out, input)
             }
             [out, input] if rebuilds(&name) => Precision::F32.matrix_bytes(out, input),
-            [out, input] => precision.matrix_bytes(out, input) + indices(&name, input),
+            [out, input] => matrix(&name, out, input) + indices(&name, input),
             // Norms, biases and pivots alike.
             _ => info.shape.iter().product::<usize>() as u64 * 4,
         };
