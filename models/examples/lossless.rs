@@ -4,8 +4,9 @@
 //! [--seed N] [--cache FILE] [--skip N]`: MODEL is a file or directory, PROMPTS JSON lines with `turns` (Spec-Bench) or `prompt`
 //! (HumanEval), of which N (100) are taken, evenly spaced. Every prompt is continued plainly once, by at most N tokens (256);
 //! FILE keeps that for the next run (default: in the temporary folder, by model, tokens and sampling). Then every draft (`ngram`,
-//! or a precision for a copy) runs with every width and depth; what differs is printed, and the end says how many did. Exits
-//! with 1 where any did.
+//! a precision for a copy, or a low-bit copy such as `hqq:2:128`) runs with every width and depth; what differs is printed, and
+//! the end says how many did. Exits with 1 where any did. Drafts are separated by `;` where there is one, since a low-bit copy
+//! may have commas of its own: `--drafts 'hqq:4:64,head=8;ngram'`.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -20,7 +21,7 @@ use cinder_models::decode::speculative::{
 };
 use cinder_models::decode::{SamplingSettings, generate};
 use cinder_models::progress::Silent;
-use cinder_models::{Checkpoint, Precision};
+use cinder_models::{Checkpoint, Precision, SubstituteSettings};
 use serde_json::Value;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -147,14 +148,28 @@ fn main() -> Outcome<ExitCode> {
     }
 
     let (mut runs, mut wrong) = (0, 0);
-    for draft in options.text("drafts", "q4").split(',') {
+    let drafts = options.text("drafts", "q4");
+    let separator = if drafts.contains(';') { ';' } else { ',' };
+    for draft in drafts.split(separator).filter(|draft| !draft.is_empty()) {
         for width in options.text("widths", "1").split(',') {
             for depth in options.text("depths", "auto").split(',') {
                 let (width, depth): (usize, Depth) = (width.parse()?, depth.parse()?);
                 let mut drafter: Box<dyn Drafter> = match draft {
                     "ngram" => Box::new(NGramDrafter::new(3)),
                     copy => {
-                        let model = load(copy.parse::<Precision>()?)?;
+                        let model = match copy.parse() {
+                            Ok(precision) => load(precision)?,
+                            Err(_) => {
+                                let settings: SubstituteSettings = copy.parse()?;
+                                let device = Device::flex();
+                                checkpoint.load_substitute(
+                                    &settings,
+                                    Precision::F32,
+                                    &device,
+                                    &Silent,
+                                )?
+                            }
+                        };
                         Box::new(ModelDrafter::shared(Box::new(model), width, None))
                     }
                 };
