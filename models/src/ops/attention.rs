@@ -8,11 +8,13 @@
 
 pub(crate) mod backward;
 pub(crate) mod latent;
+mod runs;
 mod tile;
 mod tree;
 
 use super::parallel::{self, Parts};
 use super::simd::{self, Kernel, LANES, Simd};
+use runs::{RUN, State, merge, merged};
 use tile::{Ahead, mix_rows, score_rows, soften, turn_keys};
 use tree::Tree;
 
@@ -22,8 +24,6 @@ pub(crate) use tile::Element;
 const TILE: usize = 64;
 /// Vectors in a tile.
 const VECTORS: usize = TILE / LANES;
-/// Keys that are summed by themselves before they are merged with those before them.
-const RUN: usize = 256;
 /// Rows that are bound by reading keys rather than by products.
 const FEW: usize = 16;
 /// Rows (queries of one key head) that share a walk over the keys.
@@ -177,23 +177,6 @@ struct Work<'a, E> {
     partial: *mut f32,
 }
 
-/// Sums over keys for some rows: `rows` of `width` each, the sums of weights, and the largest scores.
-struct State {
-    sums: Vec<f32>,
-    weights: Vec<f32>,
-    largest: Vec<f32>,
-}
-
-impl State {
-    fn new(rows: usize, width: usize) -> State {
-        State {
-            sums: vec![0.0; rows * width],
-            weights: vec![0.0; rows],
-            largest: vec![f32::NEG_INFINITY; rows],
-        }
-    }
-}
-
 impl<E: Element> Work<'_, E> {
     fn group(&self) -> usize {
         self.sizes.heads / self.sizes.kv_heads
@@ -294,20 +277,7 @@ impl<E: Element> Kernel for Work<'_, E> {
             }
             match self.partial.is_null() {
                 true => self.finish::<S>(&total),
-                false => {
-                    let n = rows * width;
-                    std::ptr::copy_nonoverlapping(total.sums.as_ptr(), self.partial, n);
-                    std::ptr::copy_nonoverlapping(
-                        total.weights.as_ptr(),
-                        self.partial.add(n),
-                        rows,
-                    );
-                    std::ptr::copy_nonoverlapping(
-                        total.largest.as_ptr(),
-                        self.partial.add(n + rows),
-                        rows,
-                    );
-                }
+                false => total.leave(self.partial),
             }
         }
     }
@@ -505,33 +475,6 @@ impl<E: Element> Work<'_, E> {
     }
 }
 
-/// Adds the keys of `other`, which come after those of `total`.
-#[inline(always)]
-unsafe fn merge<S: Simd>(total: &mut State, other: &State, width: usize) {
-    for row in 0..total.weights.len() {
-        let largest = total.largest[row].max(other.largest[row]);
-        if largest == f32::NEG_INFINITY {
-            continue;
-        }
-        // SAFETY: both states have `width` sums in each row.
-        unsafe {
-            let (ours, theirs) = (total.largest[row] - largest, other.largest[row] - largest);
-            let ours = S::sum(S::exp(S::splat(ours))) / LANES as f32;
-            let theirs = S::sum(S::exp(S::splat(theirs))) / LANES as f32;
-            for j in (0..width).step_by(LANES) {
-                let at = total.sums.as_mut_ptr().add(row * width + j);
-                let add = S::mul(
-                    S::load(other.sums.as_ptr().add(row * width + j)),
-                    S::splat(theirs),
-                );
-                S::store(at, S::fma(S::load(at), S::splat(ours), add));
-            }
-            total.weights[row] = total.weights[row].mul_add(ours, other.weights[row] * theirs);
-        }
-        total.largest[row] = largest;
-    }
-}
-
 /// Merges the runs that [`Work`] left in `work.partial`, `size` apart.
 struct Merge<'a, E> {
     work: Work<'a, E>,
@@ -544,24 +487,10 @@ impl<E: Element> Kernel for Merge<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (rows, width) = (self.work.rows(), padded(self.work.sizes.head_dim));
-        // Runs beyond what the queries see were left empty.
         let runs = self.work.reach().div_ceil(RUN);
         // SAFETY: each run's place has the sums, weights and largest scores of the rows.
         unsafe {
-            let state = |run: usize| {
-                let at = self.work.partial.add(run * self.size);
-                let part =
-                    |from: usize, n: usize| std::slice::from_raw_parts(at.add(from), n).to_vec();
-                State {
-                    sums: part(0, rows * width),
-                    weights: part(rows * width, rows),
-                    largest: part(rows * width + rows, rows),
-                }
-            };
-            let mut total = state(0);
-            for run in 1..runs {
-                merge::<S>(&mut total, &state(run), width);
-            }
+            let total = merged::<S>(self.work.partial, self.size, runs, rows, width);
             self.work.finish::<S>(&total);
         }
     }
