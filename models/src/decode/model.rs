@@ -41,11 +41,18 @@ impl TreeSlice<'_> {
 
 /// What speculative decoding runs: a decoder in memory, or one whose blocks are streamed.
 pub trait LanguageModel {
+    /// The decoder itself, or the one that has all but the blocks.
+    fn decoder(&self) -> &Decoder;
+
     /// The longest sequence, in tokens, the model was made for.
-    fn max_context(&self) -> usize;
+    fn max_context(&self) -> usize {
+        self.decoder().max_context()
+    }
 
     /// An empty KV cache with room for `capacity` tokens.
-    fn new_cache(&self, capacity: usize) -> KvCache;
+    fn new_cache(&self, capacity: usize) -> KvCache {
+        self.decoder().new_cache(capacity)
+    }
 
     /// Hidden states `[tokens, hidden]` after the last norm, of tokens that are appended to the cache.
     ///
@@ -59,16 +66,14 @@ pub trait LanguageModel {
     ) -> Result<Tensor<2>>;
 
     /// Next-token logits `[rows, vocab]`.
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2>;
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.decoder().logits(hidden)
+    }
 }
 
 impl LanguageModel for Decoder {
-    fn max_context(&self) -> usize {
-        Decoder::max_context(self)
-    }
-
-    fn new_cache(&self, capacity: usize) -> KvCache {
-        Decoder::new_cache(self, capacity)
+    fn decoder(&self) -> &Decoder {
+        self
     }
 
     fn hidden(
@@ -78,11 +83,6 @@ impl LanguageModel for Decoder {
         cache: &mut KvCache,
     ) -> Result<Tensor<2>> {
         let hidden = self.hidden_of(&[ids.to_vec()], tree, Some(cache))?;
-        let [_, tokens, width] = hidden.dims();
-        Ok(hidden.reshape([tokens, width]))
-    }
-
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        Decoder::logits(self, hidden)
+        Ok(hidden.flatten(0, 1))
     }
 }

@@ -8,6 +8,8 @@ mod layer;
 mod rope;
 mod substituted;
 
+use std::borrow::Cow;
+
 use burn::module::Module;
 use burn::nn::RmsNorm;
 use burn::tensor::{Tensor, TensorData};
@@ -173,7 +175,22 @@ impl Decoder {
         &self,
         ids: &[Vec<u32>],
         tree: Option<TreeSlice<'_>>,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<3>> {
+        self.hidden_through(ids, tree, cache, |_, layer| Ok(Cow::Borrowed(layer)))
+    }
+
+    /// [`Decoder::hidden_of`] through the layers that `turn` makes of this decoder's own, by index, each when its turn comes; what
+    /// it makes is dropped before the next.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`], and those of `turn`: some layers have the new tokens in their cache then.
+    pub(crate) fn hidden_through<'a>(
+        &'a self,
+        ids: &[Vec<u32>],
+        tree: Option<TreeSlice<'_>>,
         mut cache: Option<&mut KvCache>,
+        mut turn: impl FnMut(usize, &'a DecoderLayer) -> Result<Cow<'a, DecoderLayer>>,
     ) -> Result<Tensor<3>> {
         if let Some(cache) = &cache {
             cache.check(self.layers.len(), ids.len())?;
@@ -181,11 +198,11 @@ impl Decoder {
         let (mut hidden, table) = self.start(ids, tree, cache.as_deref_mut())?;
         let slots = cache.into_iter().flat_map(|cache| cache.layers_mut());
         let mut slots = slots.map(Some);
-        for layer in &self.layers {
-            let slot = slots.next().flatten();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let (layer, slot) = (turn(index, layer)?, slots.next().flatten());
             hidden = layer.forward(hidden, &table, slot, &mut |_, _| {});
         }
-        Ok(self.finish(hidden))
+        Ok(norm(&self.norm, hidden))
     }
 
     /// What comes before the layers: the embeddings `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, and where the tokens
@@ -193,7 +210,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::Request`] when a token id is outside the vocabulary, or a position outside the context.
-    pub(crate) fn start(
+    fn start(
         &self,
         ids: &[Vec<u32>],
         tree: Option<TreeSlice<'_>>,
@@ -231,11 +248,6 @@ impl Decoder {
             table = table.with_keys(cache.rotary.clone());
         }
         Ok((input, table))
-    }
-
-    /// What comes behind the layers: the last norm.
-    pub(crate) fn finish(&self, hidden: Tensor<3>) -> Tensor<3> {
-        norm(&self.norm, hidden)
     }
 
     /// Next-token logits `[..., vocab]` of hidden states `[..., hidden]`.

@@ -1,5 +1,6 @@
 //! The decoder whose blocks are streamed.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -234,36 +235,28 @@ impl StreamedDecoder {
         if let Some(reader) = &self.reader {
             reader.source().check()?;
         }
-        let (mut hidden, table) = self.shell.start(&[ids.to_vec()], tree, Some(&mut *cache))?;
-        let layers = self.shell.layers.iter().enumerate();
-        for ((index, layer), slot) in layers.zip(cache.layers_mut()) {
-            // The block's buffer goes back to be filled again at the end of this round.
-            let staged = match &mut self.reader {
-                Some(reader) if index >= self.plan.resident_blocks => {
-                    let start = Instant::now();
-                    let bytes = reader.block(index)?;
-                    pass.waited += start.elapsed();
-                    let block = &self.layout.blocks[index];
-                    Some(weights::filled(layer, block, &bytes, &self.device))
-                }
-                _ => None,
-            };
-            let layer = staged.as_ref().unwrap_or(layer);
-            hidden = layer.forward(hidden, &table, Some(slot), &mut |_, _| {});
-        }
-        let hidden = self.shell.finish(hidden);
-        let [_, tokens, width] = hidden.dims();
-        Ok(hidden.reshape([tokens, width]))
+        let (reader, resident) = (&mut self.reader, self.plan.resident_blocks);
+        let (layout, device) = (&self.layout, &self.device);
+        // The block's buffer goes back to be filled again when its layer is dropped.
+        let turn = |index: usize, layer| match reader {
+            Some(reader) if index >= resident => {
+                let start = Instant::now();
+                let bytes = reader.block(index)?;
+                pass.waited += start.elapsed();
+                let block = &layout.blocks[index];
+                Ok(Cow::Owned(weights::filled(layer, block, &bytes, device)))
+            }
+            _ => Ok(Cow::Borrowed(layer)),
+        };
+        let ids = [ids.to_vec()];
+        let hidden = self.shell.hidden_through(&ids, tree, Some(cache), turn)?;
+        Ok(hidden.flatten(0, 1))
     }
 }
 
 impl LanguageModel for StreamedDecoder {
-    fn max_context(&self) -> usize {
-        self.shell.max_context()
-    }
-
-    fn new_cache(&self, capacity: usize) -> KvCache {
-        self.shell.new_cache(capacity)
+    fn decoder(&self) -> &Decoder {
+        &self.shell
     }
 
     /// # Errors
@@ -275,7 +268,6 @@ impl LanguageModel for StreamedDecoder {
         tree: Option<TreeSlice<'_>>,
         cache: &mut KvCache,
     ) -> Result<Tensor<2>> {
-        cache.check(self.shell.layers.len(), 1)?;
         let (past, start) = (cache.length(), Instant::now());
         let mut pass = Pass::default();
         let outcome = self.pass(ids, tree, cache, &mut pass);
@@ -290,10 +282,6 @@ impl LanguageModel for StreamedDecoder {
             Err(_) => cache.truncate(past),
         }
         outcome
-    }
-
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.shell.logits(hidden)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::Tensor;
+use cinder::models::Decoder;
 use cinder::models::cache::KvCache;
 use cinder::models::decode::offload::OffloadStatistics;
 use cinder::models::decode::speculative::{Drafter, Speculation, speculate};
@@ -221,12 +222,8 @@ impl Watched<'_> {
 }
 
 impl LanguageModel for Watched<'_> {
-    fn max_context(&self) -> usize {
-        self.model.as_language_model().max_context()
-    }
-
-    fn new_cache(&self, capacity: usize) -> KvCache {
-        self.model.as_language_model().new_cache(capacity)
+    fn decoder(&self) -> &Decoder {
+        self.model.as_language_model().decoder()
     }
 
     fn hidden(
@@ -243,9 +240,5 @@ impl LanguageModel for Watched<'_> {
             self.seen.wait_seconds += self.waited() - before;
         }
         Ok(hidden)
-    }
-
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.model.as_language_model().logits(hidden)
     }
 }

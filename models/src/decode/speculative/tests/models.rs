@@ -33,12 +33,8 @@ pub fn draft() -> Decoder {
 pub struct Contrary(pub Decoder);
 
 impl LanguageModel for Contrary {
-    fn max_context(&self) -> usize {
-        self.0.max_context()
-    }
-
-    fn new_cache(&self, capacity: usize) -> KvCache {
-        self.0.new_cache(capacity)
+    fn decoder(&self) -> &Decoder {
+        &self.0
     }
 
     fn hidden(
@@ -63,12 +59,8 @@ pub struct Watched {
 }
 
 impl LanguageModel for Watched {
-    fn max_context(&self) -> usize {
-        self.model.max_context()
-    }
-
-    fn new_cache(&self, capacity: usize) -> KvCache {
-        self.model.new_cache(capacity)
+    fn decoder(&self) -> &Decoder {
+        &self.model
     }
 
     fn hidden(
@@ -80,9 +72,5 @@ impl LanguageModel for Watched {
         self.before = Some(cache.clone());
         self.passes += 1;
         LanguageModel::hidden(&mut self.model, ids, tree, cache)
-    }
-
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.model.logits(hidden)
     }
 }
