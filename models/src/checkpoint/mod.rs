@@ -40,6 +40,7 @@ pub use hash::{Hashing, sha256, sha256_file, sha256_reader};
 pub use huggingface::{INDEX_FILE, SINGLE_FILE};
 pub use load::Frame;
 pub use lock::DirectoryLock;
+pub(crate) use lock::{Owned, try_own};
 pub use manifest::{
     CalibrationRecord, FileRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, Piece, SiteRecord,
     SourceRecord, TensorRecord,

@@ -12,6 +12,7 @@ mod buffer;
 mod checksum;
 mod layout;
 mod link;
+mod partial;
 mod reader;
 mod source;
 mod statistics;

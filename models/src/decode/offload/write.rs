@@ -9,7 +9,7 @@ use super::budget::size;
 use super::buffer::AlignedBuffer;
 use super::checksum::checksum;
 use super::layout::Layout;
-use super::{StreamedDecoder, weights};
+use super::{StreamedDecoder, partial, weights};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::precision::Precision;
@@ -125,13 +125,8 @@ pub(super) fn file(
         ));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut options = tempfile::Builder::new();
-    let prefix = format!(".{name}.partial-");
-    options.prefix(&prefix);
-    // As any other file: what the user's mask leaves.
-    #[cfg(unix)]
-    options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut partial = options.tempfile_in(folder).map_err(unwritable)?;
+    partial::remove_abandoned(folder, &name);
+    let mut partial = partial::create(folder, &name).map_err(unwritable)?;
     progress.start("writing blocks", layout.blocks.len() as u64);
     // The checksums come later; the length is this one's.
     partial.write_all(&layout.encode()).map_err(unwritable)?;
