@@ -44,7 +44,7 @@ fn model() -> TempDir {
     let (source, device) = (Checkpoint::open(&dense).expect("opens"), Device::flex());
     let out = folder.path().join("model");
     let mut writer = CompressedWriter::create(&out, 2, StoredDtype::F32, false).expect("creates");
-    writer.write_frame(&source).expect("writes");
+    writer.write_frame(&source, None).expect("writes");
     for index in 0..2 {
         let mut layer = source
             .load_layer(index, Precision::F32, &device)

@@ -2,6 +2,9 @@
 
 mod common;
 
+use burn::tensor::{Device, Tensor};
+use cinder::models::progress::Silent;
+use cinder::models::{Checkpoint, Decoder, Precision};
 use common::{Run, arg, cinder, goldens};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -64,6 +67,17 @@ impl Bench {
         ]);
         serde_json::from_value(run.json()["window_nll"].clone()).expect("numbers")
     }
+}
+
+const IDS: [u32; 9] = [3, 14, 15, 9, 26, 5, 35, 8, 9];
+
+fn open(path: &str) -> Checkpoint {
+    Checkpoint::open(path.as_ref()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u32> {
+    let values: Vec<f32> = tensor.into_data().try_into_vec().expect("f32");
+    values.into_iter().map(f32::to_bits).collect()
 }
 
 fn number(value: &Value) -> f64 {
@@ -145,6 +159,140 @@ fn codes_are_written_counted_read_and_exported() {
     assert!(text.contains("quantized"), "{text}");
 }
 
+/// A head of codes is written with the rest, counted and read back bit for bit; the embedding stays what it was.
+#[test]
+fn a_low_bit_head_is_written_counted_and_read() {
+    let bench = Bench::new();
+    let settings = "pass = 'substitute'\ngroup = 32\nhead_bits = 8";
+    let recipe = bench.recipe("head", settings);
+    for name in FAMILIES {
+        let (model, out) = (family(name), bench.path(name));
+        let planned = bench.compress(&model, &recipe, &["--dry-run"]).json();
+        let run = bench.compress(&model, &recipe, &["--out", &out]).json();
+        assert_eq!(planned["bytes_after"], run["bytes_after"], "{name}");
+        assert_eq!(planned["head"]["bits"], 8);
+        let head = &run["head"];
+        assert_eq!((&head["bits"], &head["group"]), (&8.into(), &32.into()));
+        assert!((1e-4..0.02).contains(&number(&head["error"])), "{head}");
+        assert!(
+            (9.0..27.0).contains(&number(&head["bits_per_weight"])),
+            "{head}"
+        );
+        let verified = cinder(&["verify", &out, "--quiet"]);
+        assert_eq!(verified.code, 0, "{}{}", verified.stdout, verified.stderr);
+        let before = cinder(&["inspect", &model, "--json"]).json();
+        let after = cinder(&["inspect", &out, "--json"]).json();
+        assert_eq!(before["parameters"], after["parameters"], "{name}");
+        assert_eq!(before["tied_embeddings"], after["tied_embeddings"]);
+        assert_eq!(after["bytes_on_disk"], run["bytes_after"]);
+        assert_eq!(after["bytes"], after["bytes_on_disk"]);
+        for key in ["bytes", "bits_per_weight"] {
+            assert_eq!(after["head"][key], head[key]);
+        }
+        let text = cinder(&["inspect", &out]).stdout;
+        assert!(text.contains("output head, as low-bit codes"), "{text}");
+
+        let (dense, stored) = (open(&model), open(&out));
+        let settings = "hqq:4:32,head=8".parse().expect("settings");
+        let (device, silent) = (Device::flex(), Silent);
+        let made = dense.load_substitute(&settings, Precision::F32, &device, &silent);
+        let (made, loaded) = (
+            made.expect("is made"),
+            stored.load(Precision::F32, &device, &silent),
+        );
+        let loaded = loaded.expect("loads");
+        let memory = dense.substitute_bytes(&settings, Precision::F32);
+        assert_eq!(memory, stored.memory_bytes(Precision::F32), "{name}");
+        let whole = |decoder: &Decoder| {
+            let embedded = decoder.embedding.embed(&[IDS.to_vec()]).expect("embeds");
+            let hidden = decoder.hidden(&[IDS.to_vec()], None).expect("runs");
+            assert_eq!(
+                decoder.lm_head.as_ref().map(|head| head.kind()),
+                Some("quantized")
+            );
+            [embedded, decoder.logits(hidden)].map(bits)
+        };
+        assert_eq!(whole(&made), whole(&loaded), "{name}");
+        let original = dense.load(Precision::F32, &device, &silent).expect("loads");
+        let embedded = original.embedding.embed(&[IDS.to_vec()]).expect("embeds");
+        assert_eq!(bits(embedded), whole(&loaded)[0], "{name}");
+
+        // Spelled out, the head is no longer the embedding.
+        let exported = bench.path(&format!("{name}-dense"));
+        let export = cinder(&["export", &out, "--dense", "--out", &exported, "--quiet"]);
+        assert_eq!(export.code, 0, "{}", export.stderr);
+        let dense = cinder(&["inspect", &exported, "--json"]).json();
+        assert_eq!(dense["tied_embeddings"], false, "{name}");
+        let packed = bench.nll(&out, name);
+        let spelled_out = bench.nll(&exported, &format!("{name}-dense"));
+        for (a, b) in packed.iter().zip(&spelled_out) {
+            assert!((a - b).abs() < 2e-3, "{name}: {a} {b}");
+        }
+
+        let generate = |more: &[&str]| {
+            let mut arguments = vec!["generate", &model, "--prompt", "the quick", "--quiet"];
+            arguments.extend(["--max-new-tokens", "24", "--json"]);
+            arguments.extend(more);
+            cinder(&arguments).json()
+        };
+        let drafted = generate(&["--draft", &out, "--draft-depth", "3"]);
+        assert_eq!(generate(&[])["ids"], drafted["ids"], "{name}");
+    }
+}
+
+/// What was made of a model with such a head keeps it, and a head that is not whole is refused.
+#[test]
+fn a_low_bit_head_is_kept_and_not_read_in_part() {
+    let bench = Bench::new();
+    let model = family("tiny-qwen2");
+    let text = bench.path("text.txt");
+    let both = format!(
+        "pass = 'substitute'\nsites = ['down']\nhead_bits = 4\n[[passes]]\npass = 'low_rank'\nkeep = 0.7\n\
+         sites = ['qkv', 'o', 'gate_up']\n[calibration]\ncorpus = '{text}'\nwindows = 4\nwindow = 48"
+    );
+    let both = bench.recipe("both", &both);
+    let (first, second) = (bench.path("first"), bench.path("second"));
+    let made = bench.compress(&model, &both, &["--out", &first]).json();
+    let identity = bench.recipe("identity", "pass = 'identity_block'");
+    let kept = bench
+        .compress(&first, &identity, &["--out", &second])
+        .json();
+    assert!(made["head"].is_object());
+    assert_eq!(made["head"], kept["head"]);
+    let verified = cinder(&["verify", &second, "--quiet"]);
+    assert_eq!(verified.code, 0, "{}{}", verified.stdout, verified.stderr);
+    let head = |out: &str| {
+        let decoder = open(out).load(Precision::F32, &Device::flex(), &Silent);
+        let head = decoder.expect("loads").lm_head.expect("a head");
+        bits(head.to_dense().weight.val())
+    };
+    assert_eq!(head(&first), head(&second));
+
+    let twice = bench.recipe(
+        "twice",
+        "pass = 'substitute'\nsites = ['o']\nhead_bits = 8\n[[passes]]\npass = 'substitute'\nsites = ['down']\nhead_bits = 4",
+    );
+    let run = bench.compress(&model, &twice, &["--dry-run"]);
+    assert_eq!(run.code, 1, "{}", run.stdout);
+    assert!(run.stderr.contains("`head_bits`"), "{}", run.stderr);
+
+    // The frame is the first shard. A scale that is not there must not make it the model with the embedding as its head.
+    let shard = std::fs::read_dir(&second).expect("lists");
+    let shard = shard.map(|e| e.expect("entry").path());
+    let shard = shard.filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    let shard = shard.min().expect("is there");
+    let mut damaged = std::fs::read(&shard).expect("reads");
+    let header = 8 + u64::from_le_bytes(damaged[..8].try_into().expect("eight")) as usize;
+    let text = String::from_utf8(damaged[8..header].to_vec()).expect("JSON");
+    let renamed = text.replacen("lm_head.scales", "lm_head.weight", 1);
+    assert_ne!(text, renamed);
+    damaged[8..header].copy_from_slice(renamed.as_bytes());
+    std::fs::write(&shard, &damaged).expect("writes");
+    let run = cinder(&["logits", &second, "--text", "a"]);
+    assert_eq!(run.code, 1, "{}", run.stdout);
+    assert!(run.stderr.contains("lm_head"), "{}", run.stderr);
+}
+
 /// The same bytes again, from a run that is gone on with too; and what is damaged is found.
 #[test]
 fn codes_are_the_same_bytes_again_and_damage_is_found() {
@@ -209,7 +357,9 @@ fn wrong_settings_and_factored_models_are_refused() {
         ),
         ("overrides = { down = { bits = 7 } }", "codes of `down`"),
         ("sites = []", "`sites` is empty"),
-        ("head_bits = 8", "unknown field"),
+        ("head = 8", "unknown field"),
+        ("head_bits = 5", "codes of the head are 5 bits"),
+        ("head_group = 32", "`head_group` is for `head_bits`"),
     ] {
         let recipe = bench.recipe("wrong", &format!("pass = 'substitute'\n{settings}"));
         let run = bench.compress(&model, &recipe, &["--out", &bench.path("out")]);

@@ -126,7 +126,8 @@ pub fn run(context: &Context, mut args: Args) -> Result<ExitCode> {
     let scalars = Work {
         precision,
         weight_bytes,
-        unread: match checkpoint.config().tied_embeddings {
+        // A tied embedding is read as the head, unless that has codes of its own.
+        unread: match checkpoint.config().tied_embeddings && checkpoint.coded_head().is_none() {
             true => 0,
             false => precision.of_embedding().matrix_bytes(
                 checkpoint.config().vocab_size,

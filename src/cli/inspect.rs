@@ -71,6 +71,10 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         "residual_window_bytes": window,
         "latents": checkpoint.has_latents().then(|| latents(&checkpoint)),
         "sites": sites(&projections, precision),
+        "head": checkpoint.coded_head().map(|(format, bytes)| json!({
+            "kind": "quantized", "bits": format.bits(), "group": format.group(), "bytes": bytes,
+            "bytes_on_disk": bytes, "bits_per_weight": head_bits_per_weight(&checkpoint, bytes),
+        })),
         "manifest": checkpoint.manifest().map(|m| json!({
             "recipe": m.recipe, "source": m.source, "calibration": m.calibration,
             "fallbacks": m.fallbacks, "tool_version": m.tool_version,
@@ -110,6 +114,16 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     }
     if let Some(each) = bits_per_weight(&projections) {
         summary.push(("bits a weight, of low-bit codes", format!("{each:.3}")));
+    }
+    if let Some((format, stored)) = checkpoint.coded_head() {
+        let each = head_bits_per_weight(&checkpoint, stored);
+        let head = format!(
+            "{} bits of {}: {each:.3} bits a weight, {}",
+            format.bits(),
+            format.group(),
+            bytes(stored)
+        );
+        summary.push(("output head, as low-bit codes", head));
     }
     let summary = pairs(&summary);
     writeln!(text, "{summary}\n\n{}", site_table(&projections, precision))?;
@@ -225,6 +239,12 @@ fn bits_per_weight(projections: &[ProjectionInfo]) -> Option<f64> {
         (weights + p.scalars, bytes + p.bytes_on_disk)
     });
     (weights > 0).then(|| 8.0 * bytes as f64 / weights as f64)
+}
+
+/// What the output head's codes take for each of its weights.
+fn head_bits_per_weight(checkpoint: &Checkpoint, bytes: u64) -> f64 {
+    let config = checkpoint.config();
+    8.0 * bytes as f64 / (config.vocab_size * config.hidden_size) as f64
 }
 
 fn site_table(projections: &[ProjectionInfo], precision: Precision) -> comfy_table::Table {

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::factor::{self, Analysis, DEFAULT_GROWTH};
-use super::{Entry, LayerPlan, Needs, Pass, Plan, Takes};
-use crate::calibration::{Moments, SiteInputs};
-use crate::error::{Error, Result};
+use super::{Entry, LayerPlan, Needs, Pass, Plan, SiteWork, Takes};
+use crate::calibration::Moments;
+use crate::error::Result;
 
 /// Settings of `identity_block`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -97,20 +97,8 @@ impl Pass for IdentityBlockSettings {
         })
     }
 
-    fn apply(
-        &self,
-        config: &ModelConfig,
-        plan: &LayerPlan,
-        site: Site,
-        _dense: &DecoderLayer,
-        block: &mut DecoderLayer,
-        _calibrated: Option<(&SiteInputs, &dyn Moments)>,
-    ) -> Result<Vec<SiteRecord>> {
-        let numerical = |why| Error::Numerical {
-            layer: plan.layer,
-            site: site.name().into(),
-            why,
-        };
+    fn apply(&self, work: SiteWork<'_>, block: &mut DecoderLayer) -> Result<Vec<SiteRecord>> {
+        let (site, numerical) = (work.site, |why| work.numerical(why));
         let mut shared = None;
         if let Some(group) = block.group_mut(site).filter(|g| g.basis.is_some()) {
             let converted = factor::shared_identity_block(group, self.growth);
@@ -130,14 +118,8 @@ impl Pass for IdentityBlockSettings {
         for (member, projection) in block.site_mut(site).into_iter().enumerate() {
             // The dense map's: the layer's own may have fewer neurons.
             let name = site.projections()[member];
-            let (out, input) = config.projection_shape(name);
-            let mut record = SiteRecord {
-                layer: plan.layer,
-                site: site.name().into(),
-                projection: name.into(),
-                shape: [out, input],
-                ..SiteRecord::default()
-            };
+            let (out, input) = work.config.projection_shape(name);
+            let mut record = work.record(name, [out, input]);
             if let Some(shared) = &shared {
                 let (own_out, rank) = projection.shape();
                 let own = [own_out, shared.input];

@@ -36,8 +36,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::factor::{self, Analysis};
-use super::{Entry, LayerPlan, Needs, Pass, Plan, Takes, dense_scalars};
-use crate::calibration::{Moments, SiteInputs};
+use super::{Entry, Needs, Pass, Plan, SiteWork, Takes, dense_scalars};
+use crate::calibration::Moments;
 use crate::error::Result;
 
 /// Settings of `kv_low_rank`.
@@ -164,29 +164,15 @@ const VALUES: usize = 2;
 
 impl KvLowRankSettings {
     fn checked(self) -> std::result::Result<Self, String> {
-        let within = |what: &str, value: f64, ok: bool, range: &str| match ok {
-            true => Ok(()),
-            false => Err(format!("`{what}` is {value}; it must be {range}")),
-        };
-        let keep = self.keep;
-        within(
-            "keep",
-            keep,
-            keep > 0.0 && keep <= 1.0,
-            "above 0 and at most 1",
-        )?;
-        for (name, ridge) in [
+        factor::check_keep(self.keep)?;
+        factor::check_ridges([
             ("input_ridge", self.input_ridge),
             ("output_ridge", self.output_ridge),
-        ] {
-            within(name, ridge, (0.0..=1.0).contains(&ridge), "between 0 and 1")?;
-        }
-        for (name, value) in [
+        ])?;
+        factor::check_steps([
             ("rank_floor", self.rank_floor),
             ("rank_step", self.rank_step),
-        ] {
-            within(name, value as f64, value >= 1, "at least 1")?;
-        }
+        ])?;
         if self.reorder_heads && self.group_heads < 2 {
             return Err(format!(
                 "`reorder_heads` is for groups of several heads, and `group_heads` is {}",
@@ -287,15 +273,7 @@ impl Pass for KvLowRankSettings {
         analysis::plan(self, analyses)
     }
 
-    fn apply(
-        &self,
-        _config: &ModelConfig,
-        plan: &LayerPlan,
-        _site: Site,
-        dense: &DecoderLayer,
-        block: &mut DecoderLayer,
-        calibrated: Option<(&SiteInputs, &dyn Moments)>,
-    ) -> Result<Vec<SiteRecord>> {
-        apply::apply(self, plan, dense, block, calibrated)
+    fn apply(&self, work: SiteWork<'_>, block: &mut DecoderLayer) -> Result<Vec<SiteRecord>> {
+        apply::apply(self, work, block)
     }
 }

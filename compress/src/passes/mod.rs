@@ -7,15 +7,17 @@ mod kv_low_rank;
 mod low_rank;
 mod skipcat;
 mod substitute;
+mod work;
 
 use cinder_models::cache::CacheFormat;
-use cinder_models::checkpoint::SiteRecord;
+use cinder_models::checkpoint::{Frame, HeadRecord, SiteRecord};
 use cinder_models::ops::LowBit;
+use cinder_models::projection::BlockLinear;
 use cinder_models::{DecoderLayer, ModelConfig, Site};
 use serde_json::Value;
 
 use crate::allocation::Matrix;
-use crate::calibration::{Moments, SiteInputs};
+use crate::calibration::Moments;
 use crate::error::{Error, Result};
 
 pub(crate) use factor::project;
@@ -28,6 +30,7 @@ pub use kv_low_rank::KvLowRankSettings;
 pub use low_rank::LowRankSettings;
 pub use skipcat::SkipCatSettings;
 pub use substitute::{Override, SubstitutePass};
+pub use work::SiteWork;
 
 /// What a pass has to know of the calibration text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +98,19 @@ pub trait Pass: Send + Sync {
         None
     }
 
+    /// The same of the output head, where it stores that as codes; none leaves the head to other passes.
+    fn head_format(&self) -> Option<LowBit> {
+        None
+    }
+
+    /// The output head that it stores, of the dense model's frame; none where it leaves the head alone.
+    ///
+    /// # Errors
+    /// When the head has values that codes can not stand for.
+    fn head(&self, _frame: &Frame) -> Result<Option<(BlockLinear, HeadRecord)>> {
+        Ok(None)
+    }
+
     /// Whether it changes the order of heads, and with it rows of `q` and columns of `o`.
     fn moves_heads(&self) -> bool {
         false
@@ -131,20 +147,11 @@ pub trait Pass: Send + Sync {
     /// When the settings can not be met on this model.
     fn plan(&self, analyses: &[Analysis]) -> Result<Plan>;
 
-    /// Compresses the pass's projections of one site of `block`. `dense` is the layer as it was; `calibrated` are what the
-    /// site now reads, and the moments of the dense model.
+    /// Compresses the pass's projections of one site of `block`, the layer as other sites and passes have left it.
     ///
     /// # Errors
     /// When a projection is not in the form the pass takes, or the numerics fail.
-    fn apply(
-        &self,
-        config: &ModelConfig,
-        plan: &LayerPlan,
-        site: Site,
-        dense: &DecoderLayer,
-        block: &mut DecoderLayer,
-        calibrated: Option<(&SiteInputs, &dyn Moments)>,
-    ) -> Result<Vec<SiteRecord>>;
+    fn apply(&self, work: SiteWork<'_>, block: &mut DecoderLayer) -> Result<Vec<SiteRecord>>;
 }
 
 /// One matrix that is stored, or a stack of them: a projection, the projections that share a basis, or the heads of one
@@ -218,6 +225,14 @@ pub fn share_out(passes: &mut [Box<dyn Pass>]) -> Result<()> {
             range: "true in a recipe of one pass: it moves the rows of `q` and the columns of `o`"
                 .into(),
             hint: "leave `reorder_heads` out, or compress twice",
+        });
+    }
+    if passes.iter().filter_map(|p| p.head_format()).count() > 1 {
+        return Err(Error::Setting {
+            what: "the recipe".into(),
+            value: "two passes with `head_bits`".into(),
+            range: "one of them: there is one output head".into(),
+            hint: "leave `head_bits` out of the others",
         });
     }
     let mut taken: Vec<&str> = Vec::new();

@@ -1,35 +1,39 @@
 //! # substitute
 //!
 //! **What it does.** Stores each projection as low-bit codes: 2, 3, 4 or 8 bits a weight, and for each group of 32, 64 or 128
-//! inputs of a row a scale and a minimum in f16. Biases, norms, embedding and head stay as they are.
+//! inputs of a row a scale and a minimum in f16. Biases, norms and embedding stay as they are, and so does the output head
+//! unless `head_bits` asks for codes of it: in the place of a head, or beside an embedding that is one too.
 //!
 //! **When to use it.** To have the draft of speculative decoding on disk: a copy of the target's own layers that fits where
-//! the target does not. (`--draft hqq:4:64` makes the same copy when a model is loaded, of factored models too, and with a
-//! low-bit head if asked.) Also as a small model in its own right: at 4 bits HQQ loses little.
+//! the target does not. (`--draft hqq:4:64,head=8` makes the same copy when a model is loaded, of factored models too.) Also as
+//! a small model in its own right: at 4 bits HQQ loses little.
 //!
 //! **Cost.** A few passes over the weights; no calibration text.
 //!
-//! **Guarantees.** Every projection takes `bits + 32 / group` bits a weight, and no more but that rows are filled up to
+//! **Guarantees.** Every projection, and the head if asked, takes `bits + 32 / group` bits a weight, and no more but that rows are filled up to
 //! multiples of 16 and columns to multiples of 32. What is stored is what is multiplied: nothing is unpacked in memory.
 //!
 //! **Reference.** SubSpec, arXiv 2509.18344, §3.1 (the substitute layers); HQQ: see `cinder_models::substitute`.
 
 use std::collections::BTreeMap;
 
+use burn::nn::Linear;
 use burn::tensor::DType;
-use cinder_models::checkpoint::SiteRecord;
+use cinder_models::checkpoint::{Frame, HeadRecord, SiteRecord};
 use cinder_models::ops::LowBit;
-use cinder_models::projection::Projection;
-use cinder_models::substitute::{Method, SubstituteSettings, substitute_projection};
+use cinder_models::projection::{BlockLinear, Projection};
+use cinder_models::substitute::{
+    Method, SubstituteSettings, dense_head, substitute_head, substitute_projection,
+};
 use cinder_models::{DecoderLayer, ModelConfig, Site};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::factor::{self, AlternativePlan, Analysis, Losses, UnitPlan};
-use super::{Entry, LayerPlan, Needs, Pass, Plan, PlannedUnit, Takes};
+use super::{Entry, LayerPlan, Needs, Pass, Plan, PlannedUnit, SiteWork, Takes};
 use crate::allocation::Matrix;
-use crate::calibration::{Moments, SiteInputs};
+use crate::calibration::Moments;
 use crate::error::{Error, Result};
 
 /// Settings of `substitute`.
@@ -59,6 +63,15 @@ struct Settings {
     /// Other bits and groups for some projections, by their names: `q`, `k`, `v`, `o`, `gate`, `up`, `down`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     overrides: BTreeMap<String, Override>,
+    /// Bits of the output head's codes: 2, 3, 4 or 8. Without it the head stays as it is. The embedding always does, tied to the
+    /// head or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = LowBit::BITS))]
+    head_bits: Option<usize>,
+    /// Inputs of the output head that share a scale; `group` where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = LowBit::GROUPS))]
+    head_group: Option<usize>,
 }
 
 /// What is different for one kind of projection.
@@ -126,6 +139,16 @@ impl SubstitutePass {
             let format = format(&format!("the codes of `{name}`"), bits, group)?;
             own.overrides.insert(projection, format);
         }
+        own.head = match (settings.head_bits, settings.head_group) {
+            (Some(bits), group) => {
+                let group = group.unwrap_or(settings.group);
+                Some(format("the codes of the head", bits, group)?)
+            }
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err("`head_group` is for `head_bits`, which is not given".into());
+            }
+        };
         let sites = factor::parse_sites(&settings.sites)?;
         if sites.is_empty() {
             return Err(
@@ -177,6 +200,30 @@ impl Pass for SubstitutePass {
     fn low_bit(&self, projection: &str) -> Option<LowBit> {
         let own = self.projections().contains(&projection);
         own.then(|| self.settings.format_of(projection))
+    }
+
+    fn head_format(&self) -> Option<LowBit> {
+        self.settings.head
+    }
+
+    fn head(&self, frame: &Frame) -> Result<Option<(BlockLinear, HeadRecord)>> {
+        let Some(format) = self.settings.head else {
+            return Ok(None);
+        };
+        let dense = dense_head(frame.lm_head.as_ref(), &frame.embedding);
+        let codes = substitute_head(&dense, &self.settings)?;
+        Ok(codes.map(|codes| {
+            let (out, input) = codes.shape();
+            let record = HeadRecord {
+                shape: [out, input],
+                bits: format.bits(),
+                group: format.group(),
+                bytes: codes.bytes(),
+                error: relative_error(&dense, &codes.to_dense()),
+                bits_per_weight: bits_per_weight(&codes),
+            };
+            (codes, record)
+        }))
     }
 
     /// Nothing is to be decided: the shapes alone, each matrix kept whole.
@@ -242,15 +289,8 @@ impl Pass for SubstitutePass {
         })
     }
 
-    fn apply(
-        &self,
-        _config: &ModelConfig,
-        plan: &LayerPlan,
-        site: Site,
-        _dense: &DecoderLayer,
-        block: &mut DecoderLayer,
-        _calibrated: Option<(&SiteInputs, &dyn Moments)>,
-    ) -> Result<Vec<SiteRecord>> {
+    fn apply(&self, work: SiteWork<'_>, block: &mut DecoderLayer) -> Result<Vec<SiteRecord>> {
+        let SiteWork { plan, site, .. } = work;
         let mut projections = block.site_mut(site);
         let mut records = Vec::new();
         for (member, name) in self.members(site) {
@@ -273,22 +313,16 @@ impl Pass for SubstitutePass {
                 }
                 other => other,
             })?;
-            let (out, input) = codes.shape();
-            let bytes = match &codes {
-                Projection::Quantized(blocks) => blocks.bytes(),
-                _ => 0,
-            };
             records.push(SiteRecord {
-                layer: plan.layer,
-                site: site.name().into(),
-                projection: name.into(),
                 kind: codes.kind().into(),
-                shape: [out, input],
                 scalars: codes.scalars(),
                 keep_ratio: 1.0,
-                error: relative_error(projection, &codes),
-                bits_per_weight: Some(8.0 * bytes as f64 / (out * input) as f64),
-                ..SiteRecord::default()
+                error: relative_error(&projection.to_dense(), &codes.to_dense()),
+                bits_per_weight: match &codes {
+                    Projection::Quantized(blocks) => Some(bits_per_weight(blocks)),
+                    _ => None,
+                },
+                ..work.record(name, codes.shape().into())
             });
             **projection = codes;
         }
@@ -296,11 +330,17 @@ impl Pass for SubstitutePass {
     }
 }
 
+/// Bits that codes take for each weight, with scales, minimums and padding.
+fn bits_per_weight(codes: &BlockLinear) -> f64 {
+    let (out, input) = codes.shape();
+    8.0 * codes.bytes() as f64 / (out * input) as f64
+}
+
 /// `‖W - Ŵ‖_F / ‖W‖_F`, summed in f64.
-fn relative_error(dense: &Projection, codes: &Projection) -> f64 {
-    let values = |projection: &Projection| {
+fn relative_error(dense: &Linear, codes: &Linear) -> f64 {
+    let values = |linear: &Linear| {
         // By output, as both lie.
-        let weight = projection.to_dense().weight.val().transpose();
+        let weight = linear.weight.val().transpose();
         weight.cast(DType::F32).into_data()
     };
     let (dense, codes) = (values(dense), values(codes));

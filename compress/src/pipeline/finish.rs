@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use cinder_models::checkpoint::{
-    CalibrationRecord, CompressedWriter, MANIFEST_SCHEMA, Manifest, SourceRecord,
+    CalibrationRecord, CompressedWriter, HeadRecord, MANIFEST_SCHEMA, Manifest, SourceRecord,
 };
 use cinder_models::ops;
 
@@ -18,7 +18,7 @@ pub(super) fn finish(
     device: &Device,
     plans: &[Plan],
     writer: &mut CompressedWriter,
-    sites: Vec<Timed>,
+    (sites, head): (Vec<Timed>, Option<HeadRecord>),
 ) -> Result<Outcome> {
     let checkpoint = job.checkpoint;
     let dtype = job.recipe.output.dtype;
@@ -71,6 +71,7 @@ pub(super) fn finish(
         residual_window: latent.map_or(0, |p| p.residual_window()),
         fallbacks: sites.iter().filter(|s| s.fallback.is_some()).count(),
         sites,
+        head,
         files: Vec::new(),
         tensors: Vec::new(),
     };

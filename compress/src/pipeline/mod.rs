@@ -175,9 +175,9 @@ fn stages(
         device,
         progress,
     };
-    let sites = walk.run(writer)?;
+    let made = walk.run(writer)?;
     stage("compression", since);
-    let mut outcome = finish::finish(job, device, &plans, writer, sites)?;
+    let mut outcome = finish::finish(job, device, &plans, writer, made)?;
     outcome.stages = stages;
     outcome.spectra = spectra;
     Ok(outcome)

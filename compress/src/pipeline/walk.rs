@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
-use cinder_models::checkpoint::{CompressedWriter, ShardRecord, SiteRecord};
+use cinder_models::checkpoint::{CompressedWriter, HeadRecord, ShardRecord, SiteRecord};
 use cinder_models::decoder::{Rotary, RotaryTable};
 use cinder_models::progress::Progress;
 use cinder_models::{DecoderLayer, Precision, Site};
@@ -20,7 +20,7 @@ use crate::calibration::{
     save_states, write_whole,
 };
 use crate::error::Result;
-use crate::passes::{LayerPlan, Needs, Pass, Plan, works_on};
+use crate::passes::{LayerPlan, Needs, Pass, Plan, SiteWork, works_on};
 use crate::recipe::Propagate;
 
 pub(super) struct Walk<'a> {
@@ -32,29 +32,32 @@ pub(super) struct Walk<'a> {
     pub progress: &'a dyn Progress,
 }
 
-/// What a layer that is done leaves behind.
+/// What a layer that is done leaves behind, or the frame.
 #[derive(Serialize, Deserialize)]
 struct Done {
     shard: ShardRecord,
     sites: Vec<SiteRecord>,
+    #[serde(default)]
+    head: Option<HeadRecord>,
 }
 
 /// A site's record and the seconds it took, if this process did it.
 pub(super) type Timed = (SiteRecord, Option<f64>);
 
 impl Walk<'_> {
-    /// Writes the frame and every layer, or takes them from an interrupted run.
-    pub fn run(&self, writer: &mut CompressedWriter) -> Result<Vec<Timed>> {
+    /// Writes the frame and every layer, or takes them from an interrupted run. Returns what became of the projections, and of
+    /// the output head where it is codes now.
+    pub fn run(&self, writer: &mut CompressedWriter) -> Result<(Vec<Timed>, Option<HeadRecord>)> {
         let config = self.job.checkpoint.config();
         let mut sites = Vec::new();
         self.progress.start("compressing", config.layers as u64 + 1);
-        match self.done(writer, "frame")? {
-            Some(done) => writer.adopt(done.shard),
-            None => {
-                let shard = writer.write_frame(self.job.checkpoint)?;
-                self.remember("frame", shard, Vec::new())?;
+        let head = match self.done(writer, "frame")? {
+            Some(done) => {
+                writer.adopt(done.shard);
+                done.head
             }
-        }
+            None => self.frame(writer)?,
+        };
         self.progress.advance(1);
         let mut propagated = self.propagate().then(|| Propagated {
             rotary: self.rotary(),
@@ -97,7 +100,12 @@ impl Walk<'_> {
             }
             let shard = writer.write_layer(layer, &block)?;
             let (records, seconds): (Vec<_>, Vec<_>) = timed.into_iter().unzip();
-            let records = self.remember(&layer_name(layer), shard, records)?;
+            let done = Done {
+                shard,
+                sites: records,
+                head: None,
+            };
+            let records = self.remember(&layer_name(layer), &done)?.sites;
             if propagated.is_some() && self.states(layer).exists() {
                 fs::remove_file(self.states(layer))?;
             }
@@ -105,7 +113,26 @@ impl Walk<'_> {
             self.progress.advance(1);
         }
         self.progress.finish();
-        Ok(sites)
+        Ok((sites, head))
+    }
+
+    /// Writes what stands around the layers: as it is, but for a head that a pass makes codes of.
+    fn frame(&self, writer: &mut CompressedWriter) -> Result<Option<HeadRecord>> {
+        let checkpoint = self.job.checkpoint;
+        let mut passes = self.job.recipe.passes.iter();
+        let made = match passes.find(|pass| pass.head_format().is_some()) {
+            Some(pass) => pass.head(&checkpoint.load_frame(Precision::F32, self.device)?)?,
+            None => None,
+        };
+        let (head, record) = made.unzip();
+        // Codes that are there already are copied, with what is known of them.
+        let earlier = || checkpoint.manifest().and_then(|m| m.head.clone());
+        let done = Done {
+            shard: writer.write_frame(checkpoint, head.as_ref())?,
+            sites: Vec::new(),
+            head: record.or_else(earlier),
+        };
+        Ok(self.remember("frame", &done)?.head)
     }
 
     fn propagate(&self) -> bool {
@@ -183,7 +210,14 @@ impl Walk<'_> {
             let mut records = Vec::new();
             let config = self.job.checkpoint.config();
             for (pass, plan) in owners {
-                let mut own = pass.apply(config, plan, site, &dense, &mut block, calibrated)?;
+                let work = SiteWork {
+                    config,
+                    plan,
+                    site,
+                    dense: &dense,
+                    calibrated,
+                };
+                let mut own = pass.apply(work, &mut block)?;
                 for record in &mut own {
                     record.pass = pass.name();
                 }
@@ -253,17 +287,11 @@ impl Walk<'_> {
 
     /// Notes that a shard is done. The records are returned as they will be read by a run that goes on: JSON may move a
     /// number by its last bit, and both ways must end in the same manifest.
-    fn remember(
-        &self,
-        name: &str,
-        shard: ShardRecord,
-        sites: Vec<SiteRecord>,
-    ) -> Result<Vec<SiteRecord>> {
+    fn remember(&self, name: &str, done: &Done) -> Result<Done> {
         let path = self.work.join(format!("{name}.json"));
-        let text = serde_json::to_vec(&Done { shard, sites }).map_err(std::io::Error::from)?;
+        let text = serde_json::to_vec(done).map_err(std::io::Error::from)?;
         write_whole(&path, &text)?;
-        let done: Done = read_json(&path)?;
-        Ok(done.sites)
+        read_json(&path)
     }
 }
 

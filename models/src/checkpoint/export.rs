@@ -18,7 +18,7 @@ use super::names::{is_latent, is_pivots, projection_prefix};
 use super::open::Checkpoint;
 use super::output::OutputDirectory;
 use super::pivots::{read_pivots, spread};
-use super::quantized::{is_codes, is_packed};
+use super::quantized::{QuantizedInfo, is_codes, is_packed};
 use super::source::TensorSource;
 use super::structure::{BasisInfo, ProjectionInfo};
 use super::writer::{StoredDtype, stored_bytes, write_safetensors};
@@ -29,8 +29,8 @@ use crate::progress::Progress;
 const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes the model as a dense Hugging Face directory: factors are multiplied out in f32, one projection at a time,
-/// layers with fewer neurons are filled up with zeros to the configuration's, and all is stored as `dtype`. Returns the
-/// bytes written.
+/// layers with fewer neurons are filled up with zeros to the configuration's, and all is stored as `dtype`. A head of codes
+/// beside a tied embedding is written as one that is not tied to it. Returns the bytes written.
 ///
 /// # Errors
 /// [`Error::Output`](crate::Error::Output) when `out` exists and `overwrite` is false, or holds the model itself; otherwise those of reading the model.
@@ -73,11 +73,16 @@ pub fn export_dense(
             weight_map.insert(tensor.name, json!(name));
         }
     }
+    // Codes of the head stand for other values than the embedding's.
+    let tied = checkpoint.config().tied_embeddings && checkpoint.head_codes().is_none();
     for (name, content) in companions {
         bytes += output.write(&name, &content)?.bytes;
     }
     bytes += output
-        .write("config.json", config_json(checkpoint, dtype).as_bytes())?
+        .write(
+            "config.json",
+            config_json(checkpoint, dtype, tied).as_bytes(),
+        )?
         .bytes;
     if !single {
         let index = json!({"metadata": {"total_size": tensor_bytes}, "weight_map": weight_map});
@@ -90,9 +95,12 @@ pub fn export_dense(
     Ok(bytes)
 }
 
-/// The source's configuration with the type the weights are now stored in.
-pub(crate) fn config_json(checkpoint: &Checkpoint, dtype: StoredDtype) -> String {
+/// The source's configuration with the type the weights are now stored in, and whether the head is the embedding.
+pub(crate) fn config_json(checkpoint: &Checkpoint, dtype: StoredDtype, tied: bool) -> String {
     let mut config = checkpoint.config().source.clone();
+    if tied != checkpoint.config().tied_embeddings {
+        config.insert("tie_word_embeddings".into(), tied.into());
+    }
     let key = match config.contains_key("dtype") {
         true => "dtype",
         false => "torch_dtype",
@@ -118,9 +126,15 @@ fn dense_tensors(checkpoint: &Checkpoint, device: &Device, slot: &ErrorSlot) -> 
         }
         if is_codes(&name) {
             let prefix = name.strip_suffix(".codes").unwrap_or(&name);
-            if let Some(info) = projections.get(prefix) {
-                tensors.push(dequantized(checkpoint, info, prefix, device, slot));
-            }
+            let config = checkpoint.config();
+            let (codes, shape) = match projections.get(prefix) {
+                Some(info) => (info.quantized.clone(), [info.out, info.input]),
+                None => (
+                    checkpoint.head_codes(),
+                    [config.vocab_size, config.hidden_size],
+                ),
+            };
+            tensors.push(dequantized(checkpoint, codes, shape, prefix, device, slot));
             continue;
         }
         let dense = name.replace(".expansion.", ".");
@@ -160,14 +174,15 @@ fn dense_tensors(checkpoint: &Checkpoint, device: &Device, slot: &ErrorSlot) -> 
 /// The weight that codes stand for.
 fn dequantized(
     checkpoint: &Checkpoint,
-    info: &ProjectionInfo,
+    codes: Option<QuantizedInfo>,
+    shape: [usize; 2],
     prefix: &str,
     device: &Device,
     slot: &ErrorSlot,
 ) -> PackTensor {
     let (source, path) = (checkpoint.source().clone(), checkpoint.path().to_owned());
-    let (info, device, slot) = (info.clone(), device.clone(), slot.clone());
-    let (name, shape) = (format!("{prefix}.weight"), [info.out, info.input]);
+    let (device, slot) = (device.clone(), slot.clone());
+    let name = format!("{prefix}.weight");
     let stored = name.clone();
     deferred(name, DType::F32, Shape::from(shape), None, move || {
         let missing = || {
@@ -177,10 +192,9 @@ fn dequantized(
                 "is stored neither as such nor as codes".into(),
             )
         };
-        let quantized = info.quantized.as_ref().ok_or_else(missing);
-        let loaded = quantized.and_then(|quantized| {
-            quantized.load((&*source, &path), (info.out, info.input), None, &device)
-        });
+        let quantized = codes.as_ref().ok_or_else(missing);
+        let loaded =
+            quantized.and_then(|codes| codes.load((&*source, &path), shape.into(), None, &device));
         let weight = loaded.map_err(|e| slot.put(e))?.to_dense().weight.val();
         Ok(weight.transpose().into_data())
     })

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use burn::store::bridge::deferred;
 use burn::store::burn_pack::{Error as PackError, Tensor as PackTensor};
-use burn::tensor::{DType, Shape, TensorData};
+use burn::tensor::{Bytes, DType, Shape, TensorData};
 
+use super::quantized::{is_packed, packed_dtype};
 use super::source::TensorSource;
 use crate::error::Error;
 
@@ -25,7 +26,8 @@ impl ErrorSlot {
     }
 }
 
-/// A tensor that is read when burn-store asks for it. `name` is its path in the module.
+/// A tensor that is read when burn-store asks for it: as f32, or as it is stored where it belongs to codes. `name` is its path
+/// in the module.
 pub(crate) fn lazy(
     source: &Arc<dyn TensorSource>,
     stored_name: &str,
@@ -38,6 +40,14 @@ pub(crate) fn lazy(
         .unwrap_or_default();
     let (source, slot) = (source.clone(), slot.clone());
     let (stored_name, dims) = (stored_name.to_owned(), shape.clone());
+    if is_packed(&stored_name) {
+        let dtype = packed_dtype(&stored_name);
+        return deferred(name, dtype, Shape::from(shape), None, move || {
+            let bytes = source.read_bytes(&stored_name).map_err(|e| slot.put(e))?;
+            let bytes = Bytes::from_bytes_vec(bytes);
+            Ok(TensorData::from_bytes(bytes, dims.clone(), dtype))
+        });
+    }
     deferred(name, DType::F32, Shape::from(shape), None, move || {
         let values = source.read_f32(&stored_name).map_err(|e| slot.put(e))?;
         Ok(TensorData::new(values, dims.clone()))

@@ -13,8 +13,9 @@ use half::{bf16, f16};
 
 use super::latent::{LatentInfo, group_prefix};
 use super::names::{is_derived, projection_prefix};
-use super::open::Checkpoint;
+use super::open::{Checkpoint, is_packed_head};
 use super::pivots::read_pivots;
+use super::quantized::QuantizedInfo;
 use super::structure::BasisInfo;
 use crate::decoder::{Attention, DecoderLayer, FeedForward, Site, TokenEmbedding};
 use crate::error::{Error, Result};
@@ -27,6 +28,8 @@ use crate::projection::{
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) const NORM: &str = "model.norm.weight";
 pub(crate) const HEAD: &str = "lm_head.weight";
+/// What the codes of a head are stored under.
+pub(crate) const HEAD_PREFIX: &str = "lm_head";
 
 /// What stands around the layers.
 #[derive(Module, Debug)]
@@ -84,10 +87,22 @@ impl<'a> Loader<'a> {
             }
         };
         let norm = self.norm(NORM, hidden)?;
-        let lm_head = match config.tied_embeddings {
-            true => None,
-            false => Some(self.matrix(HEAD, vocab, hidden, precision, None)?.into()),
+        let codes = self.checkpoint.head_codes();
+        let lm_head = match &codes {
+            Some(codes) => Some(self.codes(codes, (vocab, hidden), None)?),
+            None if config.tied_embeddings => None,
+            None => Some(self.matrix(HEAD, vocab, hidden, precision, None)?.into()),
         };
+        // Some files hold a copy of a tied head; beside codes, it would be another head than theirs.
+        let copy = config.tied_embeddings && codes.is_none();
+        let names = self.checkpoint.source().names();
+        let left = names.iter().find(|name| {
+            let head = *name == HEAD || is_packed_head(name);
+            head && !self.taken.contains(*name) && !(copy && *name == HEAD)
+        });
+        if let Some(name) = left {
+            return Err(self.wrong(name, "has no place beside the head that is read".into()));
+        }
         Ok(Frame {
             embedding,
             norm,
@@ -225,12 +240,7 @@ impl<'a> Loader<'a> {
         };
         if let Some(quantized) = &info.quantized {
             let bias = bias(&prefix)?;
-            self.taken.extend(quantized.names());
-            let from = (&**self.checkpoint.source(), self.checkpoint.path());
-            let (shape, device) = ((info.out, info.input), self.device);
-            return Ok(Projection::Quantized(
-                quantized.load(from, shape, bias, device)?,
-            ));
+            return self.codes(quantized, (info.out, info.input), bias);
         }
         let Some(basis) = info.basis else {
             let bias = bias(&prefix)?;
@@ -249,6 +259,19 @@ impl<'a> Loader<'a> {
                 expansion,
             }),
         })
+    }
+
+    /// What is stored as codes, of `(out, input)`.
+    fn codes(
+        &mut self,
+        stored: &QuantizedInfo,
+        shape: (usize, usize),
+        bias: Option<Tensor<1>>,
+    ) -> Result<Projection> {
+        self.taken.extend(stored.names());
+        let from = (&**self.checkpoint.source(), self.checkpoint.path());
+        let loaded = stored.load(from, shape, bias, self.device)?;
+        Ok(Projection::Quantized(loaded))
     }
 
     fn basis(&mut self, info: &BasisInfo, input: usize) -> Result<Basis> {

@@ -54,6 +54,9 @@ pub struct Manifest {
     /// Times a numerical fallback was taken; the sites say which.
     pub fallbacks: usize,
     pub sites: Vec<SiteRecord>,
+    /// The output head, where it is stored as low-bit codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadRecord>,
     pub files: Vec<FileRecord>,
     pub tensors: Vec<TensorRecord>,
 }
@@ -147,6 +150,23 @@ pub struct SiteRecord {
     pub growth: Option<f64>,
     /// What had to be done differently for numerical reasons, if anything.
     pub fallback: Option<String>,
+}
+
+/// The output head as low-bit codes: in the place of a head, or beside the embedding that is one too.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeadRecord {
+    /// `[vocab, hidden]`.
+    pub shape: [usize; 2],
+    /// Bits of a code.
+    pub bits: usize,
+    /// Inputs that share a scale.
+    pub group: usize,
+    /// Bytes of codes, scales and minimums.
+    pub bytes: u64,
+    /// Relative error of the weights, `‖W - Ŵ‖_F / ‖W‖_F`.
+    pub error: f64,
+    /// Bits a weight, scales, minimums and padding counted.
+    pub bits_per_weight: f64,
 }
 
 /// One file of the directory.

@@ -7,7 +7,7 @@ use burn::tensor::DType;
 use super::Checkpoint;
 use super::names::{is_expansion, projection_prefix};
 use super::open::FRAME;
-use super::quantized::{is_codes, is_packed};
+use super::quantized::{is_packed, packed_dtype};
 use super::source::TensorInfo;
 use super::structure::{ProjectionInfo, index_bytes};
 use crate::ops::BlockFormat;
@@ -41,9 +41,10 @@ impl Checkpoint {
             return copy;
         };
         let (vocab, hidden) = (self.config().vocab_size, self.config().hidden_size);
-        let replaced = match self.config().tied_embeddings {
-            true => 0,
-            false => precision.of_embedding().matrix_bytes(vocab, hidden),
+        let replaced = match self.head_codes() {
+            Some(codes) => codes.bytes,
+            None if self.config().tied_embeddings => 0,
+            None => precision.of_embedding().matrix_bytes(vocab, hidden),
         };
         (copy + low(format, vocab, hidden)).saturating_sub(replaced)
     }
@@ -90,12 +91,7 @@ impl Checkpoint {
         let rebuilds = self.rebuilding();
         let mapped = |(name, info): &(String, TensorInfo)| {
             if is_packed(name) {
-                let dtype = if is_codes(name) {
-                    DType::U8
-                } else {
-                    DType::F16
-                };
-                return self.source().mapped(name, dtype).is_some();
+                return self.source().mapped(name, packed_dtype(name)).is_some();
             }
             let dtype = match rebuilds(name) {
                 true => Some(DType::F32),

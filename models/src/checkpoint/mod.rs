@@ -42,8 +42,8 @@ pub use load::Frame;
 pub use lock::DirectoryLock;
 pub(crate) use lock::{Owned, try_own};
 pub use manifest::{
-    CalibrationRecord, FileRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, Piece, SiteRecord,
-    SourceRecord, TensorRecord,
+    CalibrationRecord, FileRecord, HeadRecord, MANIFEST_FILE, MANIFEST_SCHEMA, Manifest, Piece,
+    SiteRecord, SourceRecord, TensorRecord,
 };
 pub use names::{projection_prefix, shared_prefix};
 pub use native::{CompressedWriter, ShardRecord};

@@ -11,13 +11,15 @@ use super::export::config_json;
 use super::hash::sha256_file;
 use super::huggingface::INDEX_FILE;
 use super::lazy::{ErrorSlot, lazy};
+use super::load::{HEAD, HEAD_PREFIX};
 use super::manifest::{FileRecord, MANIFEST_FILE, Manifest, TensorRecord};
 use super::names::{is_implied, layer_name, projection_prefix};
-use super::open::Checkpoint;
+use super::open::{Checkpoint, is_packed_head};
 use super::output::OutputDirectory;
 use super::writer::{StoredDtype, stored_bytes, write_safetensors};
 use crate::decoder::{DecoderLayer, Site};
 use crate::error::{Error, Result};
+use crate::projection::BlockLinear;
 
 /// One shard that is written: what a run has to remember of it to go on after it was interrupted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -136,15 +138,31 @@ impl CompressedWriter {
         self.write_shard(index + 2, tensors, &ErrorSlot::default())
     }
 
-    /// Copies the tensors around the layers from the source, one at a time.
-    pub fn write_frame(&mut self, checkpoint: &Checkpoint) -> Result<ShardRecord> {
+    /// Copies the tensors around the layers from the source, one at a time. A `head` `[hidden] -> [vocab]` of codes comes in
+    /// the place of the source's own, or, where that is the embedding, beside it.
+    ///
+    /// # Errors
+    /// As those of reading and writing tensors; [`Error::NonFinite`] naming one.
+    pub fn write_frame(
+        &mut self,
+        checkpoint: &Checkpoint,
+        head: Option<&BlockLinear>,
+    ) -> Result<ShardRecord> {
         let slot = ErrorSlot::default();
-        let tensors = checkpoint
+        let replaced = |name: &str| head.is_some() && (name == HEAD || is_packed_head(name));
+        let mut tensors: Vec<_> = checkpoint
             .tensors()
             .into_iter()
-            .filter(|(name, _)| !name.starts_with("model.layers."))
+            .filter(|(name, _)| !name.starts_with("model.layers.") && !replaced(name))
             .map(|(name, _)| lazy(checkpoint.source(), &name, name.clone(), &slot))
             .collect();
+        if let Some(head) = head {
+            let mut codes = head.collect(None, Some(Box::new(BurnToPyTorchAdapter)), true);
+            for tensor in &mut codes {
+                tensor.name = format!("{HEAD_PREFIX}.{}", tensor.name);
+            }
+            tensors.extend(codes);
+        }
         self.write_shard(1, tensors, &slot)
     }
 
@@ -206,7 +224,8 @@ impl CompressedWriter {
         for (name, content) in checkpoint.companions()? {
             self.files.push(self.output.write(&name, &content)?);
         }
-        let config = config_json(checkpoint, self.dtype);
+        let tied = checkpoint.config().tied_embeddings;
+        let config = config_json(checkpoint, self.dtype, tied);
         self.files
             .push(self.output.write("config.json", config.as_bytes())?);
         let index = json!({

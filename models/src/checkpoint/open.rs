@@ -11,23 +11,32 @@ use super::gguf::GgufSource;
 use super::hash::sha256_files;
 use super::huggingface::{HuggingFaceSource, is_pickle};
 use super::latent::LatentInfo;
-use super::load::{EMBEDDING, Frame, HEAD, Loader, NORM};
+use super::load::{EMBEDDING, Frame, HEAD, HEAD_PREFIX, Loader, NORM};
 use super::manifest::{MANIFEST_FILE, Manifest};
 use super::names::{is_derived, is_pivots, layer_path};
-use super::quantized::is_packed;
+use super::quantized::{QuantizedInfo, is_packed};
 use super::source::{TensorInfo, TensorSource};
 use super::structure::{ProjectionInfo, Structure};
 use crate::cache::CacheFormat;
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, DecoderLayer};
 use crate::error::{Error, Result};
+use crate::ops::LowBit;
 use crate::precision::Precision;
 use crate::progress::Progress;
-use crate::substitute::{SubstituteSettings, substitute_head, substitute_layer};
+use crate::substitute::{SubstituteSettings, substitute_layer};
 use crate::tokenizer::Tokenizer;
 
 /// Names of the frame's tensors.
 pub(super) const FRAME: [&str; 3] = [EMBEDDING, NORM, HEAD];
+
+/// Whether a tensor belongs to an output head that is stored as codes.
+pub(super) fn is_packed_head(name: &str) -> bool {
+    let leaf = name
+        .strip_prefix(HEAD_PREFIX)
+        .and_then(|rest| rest.strip_prefix('.'));
+    is_packed(name) && leaf.is_some_and(|leaf| !leaf.contains('.'))
+}
 
 /// What kind of thing a model was opened from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +160,7 @@ impl Checkpoint {
         for name in self.source.names() {
             let known = is_derived(&name)
                 || FRAME.contains(&name.as_str())
+                || is_packed_head(&name)
                 || layer_of(&name).is_some_and(|(layer, rest)| {
                     layer < self.config.layers && layer_path(rest).is_some()
                 });
@@ -175,6 +185,16 @@ impl Checkpoint {
             pruned: self.manifest.is_some(),
             cached_basis: (self.manifest.as_ref()).is_some_and(|m| m.caches_shared_basis),
         }
+    }
+
+    /// The output head where it is stored as codes of its own, beside the embedding or in the place of a head.
+    pub(crate) fn head_codes(&self) -> Option<QuantizedInfo> {
+        QuantizedInfo::find(&*self.source, HEAD_PREFIX, self.config.hidden_size)
+    }
+
+    /// Bits, group and bytes of the output head where it is stored as low-bit codes; none where it is not.
+    pub fn coded_head(&self) -> Option<(LowBit, u64)> {
+        self.head_codes().map(|codes| (codes.format, codes.bytes))
     }
 
     /// Where the model is.
@@ -341,7 +361,8 @@ impl Checkpoint {
         !(is_derived(name) || tied_head)
     }
 
-    /// All parameters, tied ones once. Pivots are indices, not parameters; of codes, what they stand for counts.
+    /// All parameters, tied ones once, even where their head is stored as codes beside them. Pivots are indices, not
+    /// parameters; of codes, what they stand for counts.
     pub fn parameters(&self) -> u64 {
         let count = |i: &TensorInfo| i.shape.iter().product::<usize>() as u64;
         let tensors = self.tensors();
@@ -350,7 +371,14 @@ impl Checkpoint {
             .filter(|(name, _)| !(is_pivots(name) || is_packed(name)));
         let projections = self.projections().into_iter();
         let quantized = projections.filter(|p| p.quantized.is_some());
-        weights.map(|(_, i)| count(i)).sum::<u64>() + quantized.map(|p| p.scalars).sum::<u64>()
+        let head = match self.head_codes() {
+            Some(_) if !self.config.tied_embeddings => {
+                self.config.vocab_size as u64 * self.config.hidden_size as u64
+            }
+            _ => 0,
+        };
+        let quantized = quantized.map(|p| p.scalars).sum::<u64>();
+        weights.map(|(_, i)| count(i)).sum::<u64>() + quantized + head
     }
 
     /// The stored types, the one with most bytes first, such as `Q4_1+Q8_0+F32`.
@@ -435,7 +463,7 @@ impl Checkpoint {
         let mut copy = self.load_as(precision, device, progress, "making the draft", |layer| {
             substitute_layer(&layer, settings)
         })?;
-        substitute_head(&mut copy, settings)?;
+        copy.take_head(settings)?;
         Ok(copy)
     }
 

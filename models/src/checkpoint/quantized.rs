@@ -1,4 +1,4 @@
-//! Projections that are stored as low-bit codes.
+//! Projections, and the output head, that are stored as low-bit codes.
 //!
 //! Three tensors stand in the place of a `weight`: `codes` (U8, `[panels, blocks, 64 · bits]`), `scales` and `minimums` (F16,
 //! `[panels, groups, 16]`), in the order of [`Blocks`](crate::ops::Blocks) that the kernels read, so that they are mapped where
@@ -109,9 +109,17 @@ impl QuantizedInfo {
     }
 }
 
-/// Whether a tensor belongs to a projection that is stored as codes.
+/// Whether a tensor belongs to a map that is stored as codes.
 pub(crate) fn is_packed(name: &str) -> bool {
     is_codes(name) || [SCALES, MINIMUMS].iter().any(|leaf| is_leaf(name, leaf))
+}
+
+/// The type of a tensor that belongs to codes.
+pub(crate) fn packed_dtype(name: &str) -> DType {
+    match is_codes(name) {
+        true => DType::U8,
+        false => DType::F16,
+    }
 }
 
 /// Whether a tensor holds codes: any byte is one.

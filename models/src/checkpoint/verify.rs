@@ -111,6 +111,15 @@ fn check_records(checkpoint: &Checkpoint, manifest: &Manifest, problems: &mut Ve
             problems.push(format!("tensor `{name}` is not in the manifest"));
         }
     }
+    let (stored, recorded) = (
+        checkpoint.head_codes().map_or(0, |codes| codes.bytes),
+        manifest.head.as_ref().map_or(0, |head| head.bytes),
+    );
+    if stored != recorded {
+        problems.push(format!(
+            "the output head has {stored} bytes of codes; the manifest says {recorded}"
+        ));
+    }
     let scalars: u64 = checkpoint.projections().iter().map(|p| p.scalars).sum();
     if scalars != manifest.projection_scalars_after {
         problems.push(format!(

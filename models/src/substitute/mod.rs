@@ -35,29 +35,47 @@ pub fn substitute(decoder: &Decoder, settings: &SubstituteSettings) -> Result<De
             other => other,
         })?;
     }
-    substitute_head(&mut draft, settings)?;
+    draft.take_head(settings)?;
     Ok(draft)
 }
 
-/// The head of [`substitute`], where the settings ask for one of its own.
-///
-/// # Errors
-/// As [`substitute`].
-pub(crate) fn substitute_head(decoder: &mut Decoder, settings: &SubstituteSettings) -> Result<()> {
-    let Some(format) = settings.head else {
-        return Ok(());
-    };
-    let head = match (&decoder.lm_head, &decoder.embedding) {
+impl Decoder {
+    /// Puts the head of [`substitute`] in the place of its own, where the settings ask for one.
+    ///
+    /// # Errors
+    /// As [`substitute`].
+    pub(crate) fn take_head(&mut self, settings: &SubstituteSettings) -> Result<()> {
+        let head = dense_head(self.lm_head.as_ref(), &self.embedding);
+        if let Some(head) = substitute_head(&head, settings)? {
+            self.lm_head = Some(Projection::Quantized(head));
+        }
+        Ok(())
+    }
+}
+
+/// The output head as a dense map of weight `[hidden, vocab]`: the embedding's own values where there is no other.
+pub fn dense_head(lm_head: Option<&Projection>, embedding: &TokenEmbedding) -> Linear {
+    match (lm_head, embedding) {
         (Some(head), _) => head.to_dense(),
         (None, TokenEmbedding::Blocks(table)) => table.to_dense(),
         (None, TokenEmbedding::Float(table)) => Linear {
             weight: burn::module::Param::from_tensor(table.weight.val().transpose()),
             bias: None,
         },
-    };
-    let head = low_bit(&head, format, settings, "the output head")?;
-    decoder.lm_head = Some(Projection::Quantized(head));
-    Ok(())
+    }
+}
+
+/// The head of [`substitute`], of a dense one; none where the settings ask for none.
+///
+/// # Errors
+/// As [`substitute`].
+pub fn substitute_head(
+    head: &Linear,
+    settings: &SubstituteSettings,
+) -> Result<Option<BlockLinear>> {
+    let format = settings.head;
+    let codes = format.map(|format| low_bit(head, format, settings, "lm_head"));
+    codes.transpose()
 }
 
 /// One layer of [`substitute`]: for models whose layers come one at a time.

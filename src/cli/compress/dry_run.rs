@@ -61,6 +61,15 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
             format!("{:.4}", unit.scalars() as f64 / unit.matrix.dense() as f64),
         ]);
     }
+    let head = recipe.passes.iter().find_map(|pass| pass.head_format());
+    if let Some(head) = head {
+        plan.add_row(vec![
+            "lm_head".to_owned(),
+            format!("{} × {}", config.vocab_size, config.hidden_size),
+            format!("{} bits of {}", head.bits(), head.group()),
+            "1.0000".to_owned(),
+        ]);
+    }
     let decided = plans.is_some();
     let plan = match units.is_empty() {
         true if decided => "every low-rank projection gets an identity block".to_owned(),
@@ -89,6 +98,7 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
         "analysis_bytes_per_layer": each,
         "statistics_disk_bytes_estimate": disk,
         "seconds_estimate": seconds,
+        "head": head.map(|h| json!({"bits": h.bits(), "group": h.group()})),
         "sites": sites,
     });
     let calibration = match &recipe.calibration {
@@ -119,7 +129,8 @@ pub fn run(context: &Context, checkpoint: &Checkpoint, recipe: &Recipe) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// Weights that become low-bit codes, and the bytes that those take.
+/// Weights that become low-bit codes, and the bytes that those take. A head of codes beside a tied embedding takes no weights'
+/// place.
 fn low_bit(checkpoint: &Checkpoint, recipe: &Recipe) -> (u64, u64) {
     let config = checkpoint.config();
     let (mut weights, mut bytes) = (0, 0);
@@ -130,6 +141,15 @@ fn low_bit(checkpoint: &Checkpoint, recipe: &Recipe) -> (u64, u64) {
                 weights += out * input * config.layers;
                 bytes += BlockFormat::Low(format).bytes(out, input) * config.layers;
             }
+        }
+        if let Some(format) = pass.head_format() {
+            let (out, input) = (config.vocab_size, config.hidden_size);
+            weights += if config.tied_embeddings {
+                0
+            } else {
+                out * input
+            };
+            bytes += BlockFormat::Low(format).bytes(out, input);
         }
     }
     (weights as u64, bytes as u64)
@@ -224,7 +244,9 @@ fn memory_estimate(checkpoint: &Checkpoint, recipe: &Recipe) -> u64 {
     let head = (c.vocab_size * c.hidden_size * 4) as u64;
     let block = c.dense_projection_scalars() / c.layers as u64 * 4;
     let Some(calibration) = &recipe.calibration else {
-        return (heads * head).max(4 * block);
+        // What codes are made of is held besides the frame, and the values that they stand for.
+        let coded = recipe.passes.iter().any(|p| p.head_format().is_some());
+        return ((heads + if coded { 3 } else { 0 }) * head).max(4 * block);
     };
     let tokens = calibration.windows * calibration.window;
     let hidden = (tokens * c.hidden_size * 4) as u64;

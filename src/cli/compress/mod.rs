@@ -232,6 +232,7 @@ pub fn outcome_json(outcome: &Outcome) -> Value {
         "stage_seconds": stages,
         "fallbacks": m.fallbacks,
         "warnings": outcome.warnings,
+        "head": m.head,
         "sites": sites,
     })
 }
@@ -270,6 +271,15 @@ fn outcome_text(outcome: &Outcome) -> String {
     }
     if let Some(line) = low_bit(outcome) {
         text += &line;
+    }
+    if let Some(head) = &m.head {
+        text += &format!(
+            "\noutput head as codes of {} bits: {:.3} bits a weight, {}; relative error of the weights {:.4}",
+            head.bits,
+            head.bits_per_weight,
+            bytes(head.bytes),
+            head.error
+        );
     }
     if m.source.stored_as.contains('Q') {
         text += &format!(

@@ -13,6 +13,7 @@ use crate::linalg::{
     Cross, Decomposition, Gram, PivotRule, Weight, Whitening, error_between, refit, removal_error,
     whiten,
 };
+use crate::passes::work::site_record;
 use crate::passes::{LayerPlan, PlannedUnit};
 
 /// What a site reads now, and what it was made for.
@@ -321,17 +322,19 @@ fn records(
             (false, None) => (unit.matrix.input * own_out) as u64,
         };
         left -= scalars;
+        let name = site.projections()[*member];
         records.push(SiteRecord {
-            layer: plan.layer,
-            site: site.name().into(),
-            projection: site.projections()[*member].into(),
             kind: kind.into(),
-            shape: [out, input],
             neurons,
             scalars,
             keep_ratio: scalars as f64 / (out * input) as f64,
             fallback: fallback(plan, site, *member, whole.fallback.as_deref()),
-            ..whole.clone()
+            rank: whole.rank,
+            error: whole.error,
+            predicted_loss: whole.predicted_loss,
+            condition: whole.condition,
+            growth: whole.growth,
+            ..site_record(plan.layer, site, name, [out, input])
         });
     }
     records.reverse();

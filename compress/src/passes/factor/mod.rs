@@ -20,9 +20,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{LayerPlan, Needs, Pass, Plan, Takes, dense_scalars};
+use super::{Needs, Pass, Plan, SiteWork, Takes, dense_scalars};
 use crate::allocation::{Ranks, SiteFactors};
-use crate::calibration::{Moments, SiteInputs};
+use crate::calibration::Moments;
 use crate::error::Result;
 
 pub use analysis::{AlternativePlan, Analysis, Fallback, Losses, UnitPlan};
@@ -129,23 +129,11 @@ impl Factorization {
     /// # Errors
     /// A sentence naming the setting.
     pub fn checked(self) -> std::result::Result<Self, String> {
-        let within = |what: &str, value: f64, ok: bool, range: &str| match ok {
-            true => Ok(()),
-            false => Err(format!("`{what}` is {value}; it must be {range}")),
-        };
-        let keep = self.keep;
-        within(
-            "keep",
-            keep,
-            keep > 0.0 && keep <= 1.0,
-            "above 0 and at most 1",
-        )?;
-        for (name, ridge) in [
+        check_keep(self.keep)?;
+        check_ridges([
             ("ridge", self.input_ridge),
             ("output_ridge", self.output_ridge),
-        ] {
-            within(name, ridge, (0.0..=1.0).contains(&ridge), "between 0 and 1")?;
-        }
+        ])?;
         if self.sites.is_empty() {
             return Err(
                 "`sites` is empty; it must name at least one of qkv, o, gate_up, down".into(),
@@ -154,13 +142,11 @@ impl Factorization {
         if let Some(growth) = self.identity {
             check_growth(growth)?;
         }
-        for (name, value) in [
+        check_steps([
             ("rank_floor", self.ranks.floor),
             ("rank_step", self.ranks.step),
             ("neuron_step", self.neuron_step),
-        ] {
-            within(name, value as f64, value >= 1, "at least 1")?;
-        }
+        ])?;
         Ok(self)
     }
 
@@ -266,27 +252,48 @@ impl Pass for Factorization {
         plan::plan(self, analyses)
     }
 
-    fn apply(
-        &self,
-        _config: &ModelConfig,
-        plan: &LayerPlan,
-        site: Site,
-        dense: &DecoderLayer,
-        block: &mut DecoderLayer,
-        calibrated: Option<(&SiteInputs, &dyn Moments)>,
-    ) -> Result<Vec<SiteRecord>> {
-        apply::apply(self, plan, site, dense, block, calibrated)
+    fn apply(&self, work: SiteWork<'_>, block: &mut DecoderLayer) -> Result<Vec<SiteRecord>> {
+        let (plan, dense) = (work.plan, work.dense);
+        apply::apply(self, plan, work.site, dense, block, work.calibrated)
     }
+}
+
+/// A sentence about a setting that is out of its range.
+fn within(what: &str, value: f64, ok: bool, range: &str) -> std::result::Result<(), String> {
+    match ok {
+        true => Ok(()),
+        false => Err(format!("`{what}` is {value}; it must be {range}")),
+    }
+}
+
+/// Checks a keep ratio.
+pub(super) fn check_keep(keep: f64) -> std::result::Result<(), String> {
+    let ok = keep > 0.0 && keep <= 1.0;
+    within("keep", keep, ok, "above 0 and at most 1")
+}
+
+/// Checks ridges, by name.
+pub(super) fn check_ridges<const N: usize>(
+    ridges: [(&str, f64); N],
+) -> std::result::Result<(), String> {
+    ridges.into_iter().try_for_each(|(name, ridge)| {
+        within(name, ridge, (0.0..=1.0).contains(&ridge), "between 0 and 1")
+    })
+}
+
+/// Checks numbers that count, by name.
+pub(super) fn check_steps<const N: usize>(
+    steps: [(&str, usize); N],
+) -> std::result::Result<(), String> {
+    steps
+        .into_iter()
+        .try_for_each(|(name, step)| within(name, step as f64, step >= 1, "at least 1"))
 }
 
 /// Checks a bound on identity blocks.
 pub(super) fn check_growth(growth: f64) -> std::result::Result<(), String> {
-    match (1.0..=1e6).contains(&growth) {
-        true => Ok(()),
-        false => Err(format!(
-            "`growth` is {growth}; it must be between 1 and a million"
-        )),
-    }
+    let ok = (1.0..=1e6).contains(&growth);
+    within("growth", growth, ok, "between 1 and a million")
 }
 
 /// Settings from a recipe's table.

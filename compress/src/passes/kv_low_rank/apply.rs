@@ -9,11 +9,10 @@ use rayon::prelude::*;
 use super::analysis::{KeyValues, NoGradient, Weighed};
 use super::order::{move_queries, moved_bias, rows};
 use super::{KEYS, KvLowRankSettings, Latent, Slice, VALUES};
-use crate::calibration::{Moments, SiteInputs};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::linalg::{Decomposition, Factors, Gram, Weight, Whitening, error_between, whiten};
 use crate::passes::factor::{linear, raised, transposed};
-use crate::passes::{LayerPlan, PlannedUnit};
+use crate::passes::{PlannedUnit, SiteWork};
 
 /// The factors of one slice.
 struct Solved<'a> {
@@ -26,17 +25,12 @@ struct Solved<'a> {
 
 pub(super) fn apply(
     settings: &KvLowRankSettings,
-    plan: &LayerPlan,
-    dense: &DecoderLayer,
+    work: SiteWork<'_>,
     block: &mut DecoderLayer,
-    calibrated: Option<(&SiteInputs, &dyn Moments)>,
 ) -> Result<Vec<SiteRecord>> {
-    let Some((inputs, moments)) = calibrated else {
-        return Err(Error::Numerical {
-            layer: plan.layer,
-            site: Site::Qkv.name().into(),
-            why: "no inputs were collected".into(),
-        });
+    let SiteWork { plan, dense, .. } = work;
+    let Some((inputs, moments)) = work.calibrated else {
+        return Err(work.numerical("no inputs were collected".into()));
     };
     let own = KeyValues::new(settings, plan.layer, dense, moments)?;
     let input = own.numerical(whiten(&inputs.gram, settings.input_ridge))?;
@@ -53,14 +47,16 @@ pub(super) fn apply(
     if let Some(order) = &own.order {
         move_queries(plan.layer, block, order)?;
     }
-    let records = [KEYS, VALUES].map(|member| SiteRecord {
-        layer: plan.layer,
-        kind: match settings.latent {
-            Latent::Joint => "joint-group-head".into(),
-            Latent::Separate => "group-head".into(),
-        },
-        condition: Some(input.condition),
-        ..record(member, &own.weights[member - KEYS], &solved, &inputs.gram)
+    let records = [KEYS, VALUES].map(|member| {
+        let original = &own.weights[member - KEYS];
+        SiteRecord {
+            kind: match settings.latent {
+                Latent::Joint => "joint-group-head".into(),
+                Latent::Separate => "group-head".into(),
+            },
+            condition: Some(input.condition),
+            ..record(work, member, original, &solved, &inputs.gram)
+        }
     });
     Ok(records.into())
 }
@@ -107,14 +103,15 @@ impl Solved<'_> {
 }
 
 /// What became of one projection.
-fn record(member: usize, original: &Weight, solved: &[Solved], inputs: &Gram) -> SiteRecord {
+fn record(
+    work: SiteWork<'_>,
+    member: usize,
+    original: &Weight,
+    solved: &[Solved],
+    inputs: &Gram,
+) -> SiteRecord {
     let (out, width) = original.shape();
-    let mut record = SiteRecord {
-        site: Site::Qkv.name().into(),
-        projection: Site::Qkv.projections()[member].into(),
-        shape: [out, width],
-        ..SiteRecord::default()
-    };
+    let mut record = work.record(Site::Qkv.projections()[member], [out, width]);
     let mut products = Vec::new();
     let mut fallbacks: Vec<&str> = Vec::new();
     let mut total = 0;

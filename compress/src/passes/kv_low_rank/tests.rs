@@ -8,6 +8,7 @@ use cinder_models::{Checkpoint, DecoderLayer, Precision, Site};
 use proptest::prelude::*;
 
 use super::*;
+use crate::calibration::SiteInputs;
 use crate::linalg::Gram;
 
 /// Inputs of `qkv`, and gradients of keys and values, each `[4 · width, width]`.
@@ -100,15 +101,14 @@ fn compressed_layer(
         gram: vectors.input(Site::Qkv).expect("is there"),
         targets: None,
     };
-    let calibrated: Option<(&SiteInputs, &dyn Moments)> = Some((&inputs, vectors));
-    let records = settings.apply(
+    let work = SiteWork {
         config,
-        &plan.layers[0],
-        Site::Qkv,
-        &dense,
-        &mut block,
-        calibrated,
-    );
+        plan: &plan.layers[0],
+        site: Site::Qkv,
+        dense: &dense,
+        calibrated: Some((&inputs, vectors)),
+    };
+    let records = settings.apply(work, &mut block);
     (dense, block, records.expect("applies"), plan, analysis)
 }
 

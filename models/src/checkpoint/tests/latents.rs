@@ -53,7 +53,7 @@ fn model(format: Option<CacheFormat>) -> (TempDir, PathBuf) {
     let (source, device) = (source(folder.path()), Device::flex());
     let path = folder.path().join("model");
     let mut writer = CompressedWriter::create(&path, 2, StoredDtype::F32, false).expect("creates");
-    writer.write_frame(&source).expect("writes");
+    writer.write_frame(&source, None).expect("writes");
     let mut total = 0;
     for (index, latent) in [heads([5, 3], [7, 4], false), heads([6, 3], [6, 3], true)]
         .into_iter()

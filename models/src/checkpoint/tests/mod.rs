@@ -134,6 +134,7 @@ fn manifest(dtype: StoredDtype, scalars: u64, bytes: u64) -> Manifest {
         residual_window: 0,
         fallbacks: 0,
         sites: Vec::new(),
+        head: None,
         files: Vec::new(),
         tensors: Vec::new(),
     }
@@ -152,7 +153,7 @@ fn mixed(variants: [usize; 2], dtype: StoredDtype) -> (TempDir, PathBuf, Decoder
     let path = folder.path().join("model");
     let (source, device) = (qwen2(), Device::flex());
     let mut writer = CompressedWriter::create(&path, 2, dtype, false).expect("creates");
-    writer.write_frame(&source).expect("writes");
+    writer.write_frame(&source, None).expect("writes");
     let mut layers = Vec::new();
     for (index, variant) in variants.into_iter().enumerate() {
         let loaded = source.load_layer(index, Precision::F32, &device);
