@@ -12,6 +12,7 @@ pub mod sensitivity;
 pub mod speculation;
 mod statistics;
 pub mod tasks;
+mod together;
 
 pub use comparison::Paired;
 pub use corpus::{Corpus, CorpusFormat, Half, boolq};
