@@ -1,0 +1,70 @@
+//! Recipes as they are shipped, described and recorded.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::common::{arg, cinder};
+use super::family;
+
+/// The committed schema is the one the settings give, and every shipped recipe is read.
+#[test]
+fn recipes_and_their_schema() {
+    let run = cinder(&["compress", "--print-schema"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/recipe.schema.json");
+    if std::env::var_os("INSTA_UPDATE").is_some_and(|v| v == "always") {
+        std::fs::write(&committed, &run.stdout).expect("writes");
+    }
+    let committed = std::fs::read_to_string(committed).expect("is there");
+    assert_eq!(
+        run.stdout, committed,
+        "run the tests with INSTA_UPDATE=always"
+    );
+    let schema: Value = serde_json::from_str(&committed).expect("is JSON");
+    let text = schema.to_string();
+    for reference in text.split("#/$defs/").skip(1) {
+        let name = reference.split('"').next().expect("a name");
+        assert!(schema["$defs"][name].is_object(), "{name} is not defined");
+    }
+    let folder = tempfile::tempdir().expect("temp");
+    let weights = ["frontier", "skipcat", "low-rank"].map(|recipe| (recipe, 0.8));
+    let latents = [
+        ("palu-30", 0.7),
+        ("palu-50", 0.5),
+        ("palu-50-3bit", 0.5),
+        ("skipcat+palu", 0.5),
+    ];
+    for (recipe, keep) in weights.into_iter().chain(latents) {
+        let file = format!("recipes/{recipe}.toml");
+        let long = cinder(&[
+            "compress",
+            &family("tiny-llama"),
+            "--recipe",
+            &file,
+            "--dry-run",
+        ]);
+        assert_eq!(long.code, 1);
+        assert!(long.stderr.contains("context of 256"), "{}", long.stderr);
+        let shipped = std::fs::read_to_string(&file).expect("reads");
+        let file = format!("{}/{recipe}.toml", arg(folder.path()));
+        let short = shipped.replace("window = 512", "window = 256");
+        std::fs::write(&file, short).expect("writes");
+        let plan = cinder(&[
+            "compress",
+            &family("tiny-llama"),
+            "--recipe",
+            &file,
+            "--dry-run",
+            "--json",
+        ])
+        .json();
+        assert_eq!(plan["recipe"]["name"], recipe);
+        let passes = plan["recipe"]["passes"].as_array().expect("passes");
+        assert_eq!(passes[passes.len() - 1]["keep"], keep);
+        if keep == 0.8 {
+            assert!((plan["keep_ratio"].as_f64().expect("ratio") - 0.8).abs() < 0.05);
+        }
+        assert!(plan["seconds_estimate"].as_f64().expect("seconds") > 0.0);
+    }
+}
