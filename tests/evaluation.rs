@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Run, arg, cinder, goldens};
+use common::{Run, arg, cinder, goldens, schema};
 use tempfile::TempDir;
 
 const TEXT: &str =
@@ -124,6 +124,8 @@ fn a_model_beside_its_reference() {
     assert_eq!(same["top1_agreement"]["mean"], 1.0);
     let ratio = same["perplexity_ratio"]["mean"].as_f64().expect("a number");
     assert!((ratio - 1.0).abs() < 1e-6);
+    schema::holds("DivergenceResult", &direct);
+    schema::holds("DivergenceResult", &same);
     // The perplexities are those of `eval ppl`.
     let arguments = [
         "eval",
@@ -135,6 +137,7 @@ fn a_model_beside_its_reference() {
         "--quiet",
     ];
     let ppl = cinder(&[&arguments[..], &windows].concat()).json();
+    schema::holds("EvalResult", &ppl);
     let (a, b) = (ppl["perplexity"].as_f64(), direct["perplexity"].as_f64());
     let (a, b) = (a.expect("a number"), b.expect("a number"));
     assert!((a / b - 1.0).abs() < 1e-6, "{a} {b}");
@@ -223,6 +226,7 @@ fn per_word_and_per_byte() {
     // The text ends with a space, behind which there is one more, empty, piece.
     assert_eq!(result["words"], 17 * 40 + 1);
     assert_eq!(result["prefix_id"], 1);
+    schema::holds("RollingResult", &result);
     let number = |key: &str| result[key].as_f64().expect("a number");
     let per_byte = number("nll") / number("bytes");
     assert!((number("byte_perplexity") - per_byte.exp()).abs() < 1e-9);
@@ -259,6 +263,7 @@ fn several_texts_in_one_run() {
         let written = std::fs::read_to_string(path).expect("reads");
         let written: serde_json::Value = serde_json::from_str(&written).expect("JSON");
         assert_eq!(written, both["results"][index]);
+        schema::holds("EvalResult", &written);
     }
     // Each as it is alone, and by position: 1 to 64, 65 to 128 and 129 to 199 tokens before.
     let alone = ppl(&[&other], &["--json"]).json();
@@ -274,10 +279,10 @@ fn several_texts_in_one_run() {
     let perplexity = alone["perplexity"].as_f64().expect("a number");
     assert!((mean.exp() / perplexity - 1.0).abs() < 1e-9);
     bench.snapshot("ppl-same-names", &ppl(&[&other, &other], &[]));
-    let schema = cinder(&["eval", "ppl", "--print-schema"]);
+    let printed = cinder(&["eval", "ppl", "--print-schema"]);
     let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("eval/result.schema.json");
     assert_eq!(
-        schema.stdout,
+        printed.stdout,
         std::fs::read_to_string(committed).expect("reads")
     );
 }
@@ -310,6 +315,7 @@ fn pairs_of_results() {
     );
     bench.snapshot("compare", &cinder(&["compare", &a, &b]));
     let same = cinder(&["compare", &a, &a, "--json"]).json();
+    schema::holds("ComparedPerplexities", &same);
     assert_eq!(same["nll"]["p_value"], 1.0);
     assert_eq!(same["perplexity_ratio"]["mean"], 1.0);
     let fewer = result("c.json", &bench.dense, "5");

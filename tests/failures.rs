@@ -323,6 +323,12 @@ fn wrong_usage_exits_with_2() {
         root
     );
     fails!(
+        "usage-values",
+        2,
+        cinder(&["inspect", arg(&model), "--values", "latent"]),
+        root
+    );
+    fails!(
         "usage-cache-packed",
         2,
         cinder(&["logits", arg(&model), "--text", "a", "--cache", "q4"]),

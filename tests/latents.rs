@@ -101,6 +101,10 @@ fn inspect_evaluate_generate_bench_verify() {
     let value = |result: &serde_json::Value| result["perplexity"].as_f64().expect("a number");
     assert!((value(&dense) / value(&latents) - 1.0).abs() < 1e-5);
     assert_eq!(latents["cache"], "f32");
+    for form in ["rebuilt", "summed", "folded"] {
+        let same = perplexity(model, &["--cache", "f32", "--values", form]);
+        assert!((value(&dense) / value(&same) - 1.0).abs() < 1e-5, "{form}");
+    }
     assert_eq!(perplexity(model, &[])["cache"], "f16");
     let packed = perplexity(model, &["--cache", "q8"]);
     assert_eq!(

@@ -92,11 +92,12 @@ fn the_text_is_that_of_the_model_in_memory() {
 fn what_can_not_be_meant_is_refused() {
     let folder = tempfile::tempdir().expect("temp");
     let file = folder.path().join("tiny.blocks");
-    let usage: [(&str, &[&str]); 6] = [
+    let usage: [(&str, &[&str]); 7] = [
         ("memory-without-offload", &["--memory", "1GB"]),
         ("no-size", &["--offload", "memory", "--memory", "much"]),
         ("no-rate", &["--offload", "memory", "--link-bandwidth", "0"]),
         ("codes", &["--offload", "memory", "--weights", "q4"]),
+        ("values", &["--offload", "memory", "--values", "folded"]),
         ("no-file", &["--offload", ""]),
         ("rate-without-offload", &["--link-bandwidth", "1"]),
     ];

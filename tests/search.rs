@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Run, arg, cinder, cinder_with, goldens};
+use common::{Run, arg, cinder, cinder_with, goldens, schema};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -132,6 +132,7 @@ fn every_site_is_measured_alone() {
     let bench = Bench::new();
     bench.head("sensitivity-head", &bench.sensitivity("s.json", &[]));
     let result = bench.read("s.json");
+    schema::holds("Sensitivity", &result);
     let names: Vec<String> = sites(&result)
         .iter()
         .map(|s| format!("{} {}", s["layer"], s["site"].as_str().expect("a name")))
@@ -149,6 +150,23 @@ fn every_site_is_measured_alone() {
     assert!(!Path::new(&bench.path("s.json.unfinished")).exists());
     let (file, report) = (bench.path("s.json"), bench.path("report"));
     assert_eq!(cinder(&["report", &file, "--out", &report]).code, 0);
+    let text = std::fs::read_to_string(Path::new(&report).join("report.md")).expect("reads");
+    let most = result["sites"].as_array().into_iter().flatten();
+    let most = most.max_by(|a, b| {
+        let each = |site: &Value| site["kl_per_scalar"].as_f64().unwrap_or(0.0);
+        each(a).total_cmp(&each(b))
+    });
+    let most = most.expect("some site");
+    let site = most["site"].as_str().expect("a name").replace('_', "\\_");
+    let first = text
+        .lines()
+        .find(|line| line.starts_with("| ") && !line.starts_with("| site"));
+    let start = format!("| {site} | {} | ", most["layer"]);
+    assert!(first.is_some_and(|line| line.starts_with(&start)), "{text}");
+    assert!(
+        text.contains("## Sensitivity of") && text.contains("cinder sensitivity"),
+        "{text}"
+    );
     for name in ["svg", "png", "csv"] {
         assert!(
             Path::new(&report)
@@ -170,6 +188,7 @@ fn every_site_is_measured_alone() {
             ],
         );
         let result = run.json();
+        schema::holds("Sensitivity", &result);
         assert_eq!(sites(&result).len(), names.len() / 2);
         assert!(result["perturbation"].get("keep").is_none());
         sum(&result)
@@ -373,6 +392,7 @@ fn the_best_of_some_recipes_is_found() {
         &search("kept", &["--keep", "0.6", "--no-variations"]),
     );
     let found = bench.read("kept/search.json");
+    schema::holds("SearchResult", &found);
     let rung = found["rungs"][0]["candidates"]
         .as_array()
         .expect("a list")
@@ -408,6 +428,21 @@ fn the_best_of_some_recipes_is_found() {
     {
         assert!(row["bytes_after"].as_u64() <= Some(most), "{row}");
     }
+    schema::holds("SearchResult", &found);
+    every_result_is_of_all_its_windows(&bench, "bytes", &rungs);
+    // What was measured before is not measured again: the number that is put there is found again.
+    let name = found["winner"]["name"].as_str().expect("a name");
+    let first = |bench: &Bench| {
+        let result = bench.read(&format!("bytes/results/{name}-3.json"));
+        let nll = |at: usize| result["window_nll"][at].as_f64().expect("a number");
+        [nll(0), nll(1), nll(2)]
+    };
+    let measured = first(&bench);
+    interrupt(&bench, "bytes", &found, name);
+    let run = search("bytes", &["--bytes", "52000", "--resume"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let resumed = first(&bench);
+    assert_eq!(resumed, [3.25, measured[1], measured[2]]);
     // The smallest within a perplexity.
     let steps = [
         "--max-ppl-increase",
@@ -420,6 +455,7 @@ fn the_best_of_some_recipes_is_found() {
     let found = search("least", &steps).json();
     let tried = found["bisection"].as_array().expect("a list").clone();
     assert!(tried.len() >= 2 && tried.len() <= 4, "{}", tried.len());
+    schema::holds("SearchResult", &found);
     assert!(found["winner"]["perplexity_ratio"].as_f64() <= Some(1.2));
     let smaller = tried
         .iter()
@@ -453,4 +489,54 @@ fn the_best_of_some_recipes_is_found() {
         &search("none", &["--max-ppl-increase", "0%"]),
     );
     assert!(!Path::new(&bench.path("none")).exists());
+}
+
+/// What rungs measured piece by piece is what measuring all windows at once gives, in the file and by the command that it names.
+fn every_result_is_of_all_its_windows(bench: &Bench, out: &str, rungs: &[Value]) {
+    let last = rungs.last().expect("some rung");
+    let row = &last["candidates"][0];
+    let name = row["name"].as_str().expect("a name");
+    let written = bench.read(&format!("{out}/results/{name}-3.json"));
+    schema::holds("EvalResult", &written);
+    assert_eq!(written["window_indices"], serde_json::json!([0, 1, 2]));
+    // The rung before had a file of its own, of its own windows.
+    let before = bench.read(&format!("{out}/results/{name}-1.json"));
+    assert_eq!(before["window_indices"], serde_json::json!([0]));
+    assert_eq!(before["window_nll"][0], written["window_nll"][0]);
+    let command = written["command"].as_str().expect("a command");
+    let mut arguments: Vec<&str> = command.split(' ').skip(1).collect();
+    arguments.extend(["--json", "--quiet", "--threads", "2"]);
+    let at_once = cinder(&arguments).json();
+    assert_eq!(written["window_nll"], at_once["window_nll"]);
+    let close = |a: &Value, b: &Value, what: &str| {
+        let (x, y) = (a.as_f64().expect("a number"), b.as_f64().expect("a number"));
+        assert!((x / y - 1.0).abs() < 1e-12, "{what}: {a} {b}");
+    };
+    for key in ["perplexity", "stderr"] {
+        close(&written[key], &at_once[key], key);
+        close(&row[key], &at_once[key], key);
+    }
+    let at = |result: &Value| result["by_position"].as_array().expect("a list").clone();
+    assert_eq!(at(&written).len(), at(&at_once).len());
+    for (a, b) in at(&written).iter().zip(&at(&at_once)) {
+        for key in ["mean_nll", "stderr"] {
+            close(&a[key], &b[key], key);
+        }
+    }
+}
+
+/// Makes a finished search one that was interrupted in its last rung, with another number where a window was measured before.
+fn interrupt(bench: &Bench, out: &str, found: &Value, name: &str) {
+    let path = |within: &str| bench.path(&format!("{out}.partial/{within}"));
+    std::fs::create_dir_all(path("work")).expect("makes");
+    std::fs::rename(bench.path(out), path("new")).expect("renames");
+    std::fs::remove_file(path("new/search.json")).expect("removes");
+    std::fs::remove_file(path(&format!("new/results/{name}-3.json"))).expect("removes");
+    bench.write(&format!("{out}.partial/cinder.lock"), "");
+    let identity = found["made_from"].to_string();
+    bench.write(&format!("{out}.partial/work/search.json"), &identity);
+    let first = format!("{out}.partial/new/results/{name}-1.json");
+    let mut measured = bench.read(&first);
+    measured["window_nll"][0] = 3.25.into();
+    bench.write(&first, &measured.to_string());
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Run, arg, cinder, goldens, shared, smollm2};
+use common::{Run, arg, cinder, goldens, schema, shared, smollm2};
 use serde_json::Value;
 
 fn generate(model: &str, prompt: &str, tokens: &str, more: &[&str]) -> Run {
@@ -184,6 +184,7 @@ fn a_benchmark_compares_drafts_and_reports_read_it() {
         &serde_json::from_str::<Value>(&written).expect("JSON"),
         found
     );
+    schema::holds("SpeculationResult", found);
     let list = |key: &str| found[key].as_array().expect("a list").clone();
     let text = |run: &Value| {
         let link = run["bandwidth_bytes_per_second"].as_f64();

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use cinder::eval::tasks::{Document, Task, read};
-use common::{Run, arg, cinder, cinder_with, goldens, shared, smollm2};
+use common::{Run, arg, cinder, cinder_with, goldens, schema, shared, smollm2};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -227,6 +227,10 @@ fn what_is_printed_and_written() {
     );
     let documents = lines(Path::new(&documents));
     assert_eq!(documents.len(), 5);
+    schema::holds("TasksResult", &printed);
+    for scores in &documents {
+        schema::holds("DocumentScores", scores);
+    }
     assert_eq!(documents[2]["gold"], 1);
     let sums = documents[2]["log_likelihoods"].as_array().expect("a list");
     let best = u64::from(sums[1].as_f64() > sums[0].as_f64());
@@ -259,6 +263,7 @@ fn pairs_of_results() {
     };
     let (a, b) = (result("a", &[]), result("b", &["--cache", "f16"]));
     let compared = cinder(&["compare", &a, &b, "--json"]).json();
+    schema::holds("ComparedTasks", &compared);
     let piqa = &compared["tasks"]["piqa"];
     assert_eq!(piqa["acc"]["pairs"], 3);
     assert!(piqa["acc_norm"].is_object());

@@ -304,6 +304,34 @@ mod tests {
         assert_eq!(parse(GOOD, None).expect("valid")["passes"][0]["keep"], 0.5);
     }
 
+    /// What a manifest records is a recipe again, but for what TOML has no word for: model cards print it.
+    #[test]
+    fn what_is_recorded_of_a_shipped_recipe_is_that_recipe() {
+        fn without_nulls(value: &mut Value) {
+            match value {
+                Value::Object(map) => {
+                    map.retain(|_, value| !value.is_null());
+                    map.values_mut().for_each(without_nulls);
+                }
+                Value::Array(list) => list.iter_mut().for_each(without_nulls),
+                _ => {}
+            }
+        }
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+        let files = fs_err::read_dir(folder).expect("lists");
+        let files = files.map(|entry| entry.expect("an entry").path());
+        let mut count = 0;
+        for path in files.filter(|path| path.extension().is_some_and(|e| e == "toml")) {
+            let recorded = Recipe::read(&path, None).expect("is one").resolved();
+            let mut written = recorded.clone();
+            without_nulls(&mut written);
+            let written = toml::Table::try_from(written).expect("is a table");
+            assert_eq!(parse(&written.to_string(), None), Ok(recorded));
+            count += 1;
+        }
+        assert!(count > 5, "{count}");
+    }
+
     #[test]
     fn mistakes_are_named() {
         for (from, to, expected) in [

@@ -1,9 +1,13 @@
 //! Whether two results differ by more than chance: what was measured on the same windows or documents is compared pair by pair.
 
+use std::collections::BTreeMap;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::result::{CorpusIdentity, ModelIdentity};
 use crate::statistics::{Estimate, mean_and_stderr};
 
 /// Differences of pairs up to which all sign patterns are gone through: 65,536 of them.
@@ -11,8 +15,73 @@ const EXACT: usize = 16;
 /// Sign patterns that are drawn where there are more pairs.
 const DRAWS: u32 = 100_000;
 
+/// What `cinder compare --json` prints of two perplexities.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ComparedPerplexities {
+    /// Version of this layout: [`SCHEMA`](crate::SCHEMA).
+    pub schema: u32,
+    /// Cinder's version.
+    pub tool_version: String,
+    pub first: ComparedPerplexity,
+    pub second: ComparedPerplexity,
+    /// The text of both.
+    pub corpus: CorpusIdentity,
+    /// Of the windows' mean negative log-likelihoods, in nats per token.
+    pub nll: Paired,
+    /// Perplexity of the second over the first's.
+    pub perplexity_ratio: Estimate,
+    /// The command line that made this.
+    pub command: String,
+}
+
+/// One side of a comparison of perplexities.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ComparedPerplexity {
+    pub model: ModelIdentity,
+    pub perplexity: f64,
+    /// Of this perplexity alone; the difference of the two is known better.
+    pub stderr: f64,
+}
+
+/// What `cinder compare --json` prints of two results of tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ComparedTasks {
+    /// Version of this layout: [`SCHEMA`](crate::SCHEMA).
+    pub schema: u32,
+    /// Cinder's version.
+    pub tool_version: String,
+    pub first: ComparedModel,
+    pub second: ComparedModel,
+    /// By name.
+    pub tasks: BTreeMap<String, ComparedTask>,
+    /// The command line that made this.
+    pub command: String,
+}
+
+/// One side of a comparison of tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ComparedModel {
+    pub model: ModelIdentity,
+}
+
+/// One task of both.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ComparedTask {
+    /// The first's `acc`.
+    pub first: f64,
+    /// The second's.
+    pub second: f64,
+    /// Of being right, document by document: 0 or 1.
+    pub acc: Paired,
+    /// The same by log-likelihood per character, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acc_norm: Option<Paired>,
+    /// Of the log-likelihood of the right answer, in nats.
+    pub gold_log_likelihood: Paired,
+}
+
 /// Two series of measurements of the same things.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Paired {
     /// Mean of the second's values less the first's, and its standard error.
     pub difference: Estimate,

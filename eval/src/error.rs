@@ -75,6 +75,13 @@ pub enum Error {
         reference: String,
     },
 
+    /// Two measurements are no parts of one.
+    #[error("the two measurements are of different {what}, and can not be put together")]
+    OtherMeasurement {
+        /// Such as `models`.
+        what: &'static str,
+    },
+
     /// A Parquet file is compressed in a way that this build can not undo.
     #[error("`{}` is compressed by {codec}, which Cinder does not read", path.display())]
     ParquetCodec {
@@ -160,7 +167,8 @@ impl Hint for Error {
             | Error::NoDocuments { .. }
             | Error::TaskData { .. }
             | Error::ContinuationTooLong { .. }
-            | Error::NoPrefix => None,
+            | Error::NoPrefix
+            | Error::OtherMeasurement { .. } => None,
         }
     }
 }

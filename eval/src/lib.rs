@@ -8,14 +8,18 @@ mod perplexity;
 mod result;
 pub mod rolling;
 mod schema;
+pub mod search;
 pub mod sensitivity;
 pub mod speculation;
 mod statistics;
 pub mod tasks;
+mod together;
 
-pub use comparison::Paired;
+pub use comparison::{
+    ComparedModel, ComparedPerplexities, ComparedPerplexity, ComparedTask, ComparedTasks, Paired,
+};
 pub use corpus::{Corpus, CorpusFormat, Half, boolq};
-pub use divergence::{Divergence, Probe, Reference, ReferenceQuestion};
+pub use divergence::{Divergence, DivergenceResult, Probe, Reference, ReferenceQuestion};
 pub use error::{Error, Result};
 pub use perplexity::{WindowChoice, perplexity, token_losses};
 pub use result::{CorpusIdentity, EvalResult, LossAt, ModelIdentity, Perplexity, SCHEMA};

@@ -83,38 +83,54 @@ pub fn perplexity(
     let indices = choice.indices(available)?;
     progress.start("perplexity", indices.len() as u64);
     let start = Instant::now();
-    let mut window_nll = Vec::with_capacity(indices.len());
     let mut all = Vec::with_capacity(indices.len() * (window - 1));
-    let mut spread = 0.0;
+    let mut sum = 0.0;
     for index in &indices {
         let losses = token_losses(decoder, &tokens[index * window..(index + 1) * window])?;
-        let (mean, stderr) = mean_and_stderr(&losses);
-        window_nll.push(mean);
+        sum += mean_and_stderr(&losses).0;
         all.extend(losses);
-        spread = stderr;
-        let so_far = window_nll.iter().sum::<f64>() / window_nll.len() as f64;
         progress.advance(1);
+        let so_far = sum / (all.len() / (window - 1)) as f64;
         progress.note(&format!("perplexity {:.3}", so_far.exp()));
     }
     progress.finish();
-    let (mean, stderr) = match window_nll.len() {
-        1 => (window_nll[0], spread),
-        _ => mean_and_stderr(&window_nll),
-    };
-    let processed = (indices.len() * window) as f64;
-    Ok(Perplexity {
-        perplexity: mean.exp(),
-        stderr: mean.exp() * stderr,
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(of_losses(&all, window, indices, bos_ids, seconds))
+}
+
+/// The perplexity of these windows, of the losses of all their tokens but each first.
+pub(crate) fn of_losses(
+    losses: &[f64],
+    window: usize,
+    indices: Vec<usize>,
+    bos_ids: &[u32],
+    seconds: f64,
+) -> Perplexity {
+    let each = losses.chunks(window - 1).map(mean_and_stderr);
+    let (window_nll, spreads): (Vec<f64>, Vec<f64>) = each.unzip();
+    let (perplexity, stderr) = mean_loss(&window_nll, spreads.last().copied().unwrap_or(0.0));
+    Perplexity {
+        perplexity,
+        stderr,
         window: window as u64,
         stride: window as u64,
-        tokens_scored: (indices.len() * (window - 1)) as u64,
+        tokens_scored: losses.len() as u64,
         windows: indices.len() as u64,
+        tokens_per_second: (indices.len() * window) as f64 / seconds,
         window_indices: indices.into_iter().map(|i| i as u64).collect(),
         window_nll,
-        by_position: LossAt::all(&all, window - 1),
-        tokens_per_second: processed / start.elapsed().as_secs_f64(),
+        by_position: LossAt::all(losses, window - 1),
         bos_ids: bos_ids.to_vec(),
-    })
+    }
+}
+
+/// The perplexity of windows of these mean losses, and its standard error; `spread` is the error of a single one's mean.
+pub(crate) fn mean_loss(window_nll: &[f64], spread: f64) -> (f64, f64) {
+    let (mean, stderr) = match window_nll {
+        [one] => (*one, spread),
+        several => mean_and_stderr(several),
+    };
+    (mean.exp(), mean.exp() * stderr)
 }
 
 impl LossAt {

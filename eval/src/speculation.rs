@@ -1,14 +1,16 @@
 //! The record of a benchmark of speculative decoding. Reports read only these files.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What [`SpeculationResult::kind`] says.
 pub const SPECULATION_KIND: &str = "speculation";
 
 /// One model decoded with a draft in several ways, beside plain decoding of the same prompts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SpeculationResult {
     /// `speculation`: tells the file from other results.
+    #[schemars(extend("const" = SPECULATION_KIND))]
     pub kind: String,
     /// Version of this layout: [`SCHEMA`](crate::SCHEMA).
     pub schema: u32,
@@ -29,7 +31,7 @@ pub struct SpeculationResult {
 }
 
 /// One way of decoding, measured.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SpeculationRun {
     /// What charts call it, such as `tree 6×4`.
     pub label: String,
@@ -83,7 +85,7 @@ pub struct SpeculationRun {
 }
 
 /// Wall-clock seconds of a run by what they were spent on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SpeculationSeconds {
     /// The prompt, until the first token.

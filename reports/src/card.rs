@@ -1,5 +1,7 @@
 //! Model cards: a `README.md` as Hugging Face shows it, for each compressed model.
 
+mod recipe;
+
 use cinder_eval::tasks::TasksResult;
 
 use crate::compression::{Compressed, wording as say};
@@ -106,6 +108,12 @@ fn card(model: &Compressed<'_>, groups: &[Group<'_>], tasks: &[Sourced<TasksResu
             code(hash)
         );
     }
+    // The path that the same model was opened by says more than its name.
+    let opened = dense.filter(|result| {
+        let source = details.source.as_ref();
+        source.is_none_or(|(_, hash)| *hash == result.model.sha256)
+    });
+    let base = opened.map(|result| result.model.path.as_str()).or(base);
     text += &reproduce(model, base, &rows, &tasks);
     text += &limits(model);
     text
@@ -253,15 +261,10 @@ fn reproduce(
     rows: &[(&Group<'_>, &Row<'_>)],
     tasks: &[&Sourced<TasksResult>],
 ) -> String {
-    let (record, details) = (&model.record, &model.record.details);
+    let details = &model.record.details;
+    let again = recipe::again(model, base);
     let mut text = String::from("## How to make it again\n\n");
-    let recipe = record.recipe.as_deref().unwrap_or("RECIPE");
-    let mut lines = vec![format!(
-        "cinder compress {} --recipe recipes/{recipe}.toml --keep {:.4} --out {}",
-        base.unwrap_or("MODEL"),
-        record.keep_ratio,
-        record.path.display()
-    )];
+    let mut lines = vec![again.command];
     lines.extend(rows.iter().map(|(_, row)| row.result.command.clone()));
     lines.extend(tasks.iter().map(|each| each.result.command.clone()));
     // Indented, so that no line can end the block.
@@ -272,7 +275,7 @@ fn reproduce(
             .collect();
         text += &format!("    {line}\n");
     }
-    text += "\n`--keep` is the ratio that was reached; the one asked for may differ by less than a rank.";
+    text += &format!("\n{}", again.about);
     if let Some((name, hash)) = &details.source {
         text += &format!(" Made from {} (sha256 {}).", escape(name), code(hash));
     }
@@ -280,10 +283,8 @@ fn reproduce(
         text += &format!(" Cinder {}.", escape(version));
     }
     text += "\n\n";
-    if let Some(recipe) = &details.recipe {
-        text += "The recipe with every default filled in:\n\n";
-        let whole = serde_json::to_string_pretty(recipe).unwrap_or_default();
-        for line in whole.lines() {
+    if let Some(recipe) = &again.recipe {
+        for line in recipe.lines() {
             text += &format!("    {line}\n");
         }
         text.push('\n');

@@ -1,14 +1,17 @@
 //! The report for a pull request: one table a group and a link to its chart, and a short table a compressed model.
 
+use crate::chart;
 use crate::compression::{Compressed, wording as say};
 use crate::findings::findings;
 use crate::group::{Group, Row};
 use crate::number;
 use crate::report::{Figure, LayerFigures};
-use crate::sections::Section;
+use crate::sections::{Section, Table};
+use crate::sensitivity::SensitivityFigure;
 use crate::wording;
 
 /// The whole document; figures are linked by file name, relative to it.
+#[expect(clippy::too_many_arguments, reason = "one for each kind of part")]
 pub(crate) fn markdown(
     title: &str,
     groups: &[Group<'_>],
@@ -16,6 +19,7 @@ pub(crate) fn markdown(
     models: &[Compressed<'_>],
     layers: Option<&LayerFigures>,
     sections: &[Section],
+    sensitivities: &[SensitivityFigure<'_>],
     command: Option<&str>,
 ) -> String {
     let mut text = format!("# {}\n", escape(title));
@@ -53,6 +57,9 @@ pub(crate) fn markdown(
     if let Some(layers) = layers {
         text.push_str(&compressions(layers, models));
     }
+    for figure in sensitivities {
+        text.push_str(&sensitivity(figure));
+    }
     if let Some(command) = command {
         text.push_str(&format!("\nReport made by {}.\n", code(command)));
     }
@@ -77,20 +84,7 @@ fn part(section: &Section) -> String {
         if !name.is_empty() {
             text.push_str(&format!("### {}\n\n", escape(name)));
         }
-        let heads = table.heads.iter().map(|head| match head.unit {
-            "" => escape(&head.name),
-            unit => format!("{} ({unit})", escape(&head.name)),
-        });
-        text.push_str(&format!("| {} |\n", heads.collect::<Vec<_>>().join(" | ")));
-        let aligned = table
-            .heads
-            .iter()
-            .map(|head| if head.number { "--:" } else { ":--" });
-        text.push_str(&format!("|{}|\n", aligned.collect::<Vec<_>>().join("|")));
-        for row in &table.rows {
-            let cells: Vec<String> = row.iter().map(|cell| escape(cell.shown())).collect();
-            text.push_str(&format!("| {} |\n", cells.join(" | ")));
-        }
+        text.push_str(&general(table));
         text.push('\n');
     }
     let data = section
@@ -101,16 +95,60 @@ fn part(section: &Section) -> String {
     if !data.is_empty() {
         text.push_str(&format!("Data: {}.\n\n", data.join(", ")));
     }
-    let files: Vec<String> = section.files.iter().map(|file| code(file)).collect();
-    text.push_str(&format!(
+    text.push_str(&origin(&section.files, &section.commands));
+    text
+}
+
+/// A table of any kind.
+fn general(table: &Table) -> String {
+    let heads = table.heads.iter().map(|head| match head.unit {
+        "" => escape(&head.name),
+        unit => format!("{} ({unit})", escape(&head.name)),
+    });
+    let mut text = format!("| {} |\n", heads.collect::<Vec<_>>().join(" | "));
+    let aligned = table
+        .heads
+        .iter()
+        .map(|head| if head.number { "--:" } else { ":--" });
+    text.push_str(&format!("|{}|\n", aligned.collect::<Vec<_>>().join("|")));
+    for row in &table.rows {
+        let cells: Vec<String> = row.iter().map(|cell| escape(cell.shown())).collect();
+        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+    }
+    text
+}
+
+/// Files and command lines, folded away.
+fn origin(files: &[String], commands: &[String]) -> String {
+    let files: Vec<String> = files.iter().map(|file| code(file)).collect();
+    let mut text = format!(
         "<details><summary>Where it comes from</summary>\n\n- files: {}\n",
         files.join(", ")
-    ));
-    for command in &section.commands {
+    );
+    for command in commands {
         text.push_str(&format!("- {}\n", code(command)));
     }
     text.push_str("\n</details>\n");
     text
+}
+
+/// The heat map, and the sites that matter most: the data has all of them.
+fn sensitivity(figure: &SensitivityFigure<'_>) -> String {
+    let (ranking, rest) = figure.ranking();
+    let mut text = format!(
+        "\n## {}\n\n{}\n\n![{}]({})\n\n{}\n",
+        escape(&figure.heading()),
+        escape(&figure.introduction()),
+        escape(chart::SITES_TITLE),
+        figure.png,
+        general(&ranking)
+    );
+    if let Some(rest) = rest {
+        text.push_str(&format!("{rest} "));
+    }
+    text.push_str(&format!("Data: [{0}]({0}).\n\n", figure.csv));
+    let (file, command) = figure.origin();
+    text + &origin(&[file], &[command])
 }
 
 /// Heat maps, then a table a model with a row a projection: the page and the data have every layer.

@@ -224,6 +224,7 @@ pub fn write(results: &Results, out: &Path, options: &Options) -> Result<Report,
         &models,
         layers,
         &sections,
+        &sensitivities,
         options.command.as_deref(),
     );
     let cards = card::cards(&models, &groups, results);

@@ -129,6 +129,7 @@ fn every_kind_of_result_has_its_figures_and_data() {
         "singular-values-2",
         "compression-time",
         "kept-share-by-layer",
+        "sensitivity-by-layer",
     ] {
         for extension in ["svg", "png"] {
             let name = folder.path().join(format!("{stem}.{extension}"));
@@ -155,6 +156,9 @@ fn every_kind_of_result_has_its_figures_and_data() {
         "Speculative decoding",
         "Singular values",
         "What the compression took",
+        "Sensitivity of smollm2",
+        "cinder sensitivity smollm2 --text wiki.test.raw",
+        "20 more are in the data",
         "Pareto front",
         "cinder eval tasks model-3 --tasks piqa,arc_easy",
         "cinder bench smollm2 --draft substitute:q4 --json",
@@ -216,12 +220,42 @@ fn a_model_card_says_what_it_is_and_how_to_make_it() {
         "boolq:calibration",
         "27.90",
         "## Limits",
-        "    cinder compress smollm2 --recipe",
+        "    cinder compress smollm2 --recipe skipcat.toml --out ",
+        "`skipcat.toml` is the recipe below",
+        "    [[passes]]\n    keep = 0.8\n    pass = \"skipcat\"\n",
         "wiki.test.raw",
         "538.0 MB before",
     ] {
         assert!(parts[2].contains(words), "{words} in {text}");
     }
+}
+
+/// Without a manifest the recipe's text is not known: the card says where it is.
+#[test]
+fn a_card_without_a_recipe_says_where_it_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    written(&common::everything(), folder.path());
+    let card = fs::read_to_string(folder.path().join("model-card-low-rank-0.8.md"));
+    let card = card.expect("written");
+    let command = "    cinder compress smollm2 --recipe RECIPE.toml --keep 0.8000 --out ";
+    assert!(card.contains(command), "{card}");
+    assert!(
+        card.contains("`RECIPE.toml` stands for the recipe `low-rank`"),
+        "{card}"
+    );
+    assert!(card.contains("under `recipe` in `cinder.json`"), "{card}");
+}
+
+#[test]
+fn the_markdown_ranks_what_was_measured_of_each_site() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let results = Results {
+        sensitivities: vec![common::sensitivity()],
+        ..Results::default()
+    };
+    let report = written(&results, folder.path());
+    let text = fs::read_to_string(report.markdown).expect("written");
+    insta::assert_snapshot!("sensitivity", text);
 }
 
 #[test]

@@ -11,7 +11,8 @@ use cinder::eval::speculation::SpeculationResult;
 use cinder::models::decode::{SamplingSettings, generate};
 use cinder::models::ops::{self, Machine};
 use cinder::models::progress::Progress;
-use cinder::models::{Decoder, Precision};
+use cinder::models::projection::Projection;
+use cinder::models::{Checkpoint, Decoder, Precision, Site};
 use serde_json::{Value, json};
 
 use super::context::{Cache, Cached, Context, Usage, Weights};
@@ -123,7 +124,7 @@ pub fn run(context: &Context, mut args: Args) -> Result<ExitCode> {
     }
     let precision = args.weights.weights;
     let weight_bytes = checkpoint.memory_bytes(precision);
-    let scalars = Work {
+    let mut work = Work {
         precision,
         weight_bytes,
         // A tied embedding is read as the head, unless that has codes of its own.
@@ -158,7 +159,8 @@ pub fn run(context: &Context, mut args: Args) -> Result<ExitCode> {
         decoder.allow_context(context_length);
         found.load_seconds = Some(start.elapsed().as_secs_f64());
         let kv_heads = checkpoint.config().kv_heads;
-        found.measure(context, &args, &scalars, &mut decoder, kv_heads)?;
+        work.count_folded(&checkpoint, &decoder);
+        found.measure(context, &args, &work, &mut decoder, kv_heads)?;
     }
     let subject = Subject {
         name: &args.model,
@@ -168,7 +170,7 @@ pub fn run(context: &Context, mut args: Args) -> Result<ExitCode> {
         tokens: args.tokens,
     };
     found.speculation = speculation::run(context, &args.speculation, subject)?;
-    report(context, &args, &scalars, &found)
+    report(context, &args, &work, &found)
 }
 
 /// All that was measured.
@@ -229,6 +231,18 @@ struct Work {
 }
 
 impl Work {
+    /// Leaves out what output projections no longer read where values are folded into them.
+    fn count_folded(&mut self, checkpoint: &Checkpoint, decoder: &Decoder) {
+        let stored = checkpoint.projections();
+        let stored = stored.iter().filter(|p| p.site == Site::O);
+        let stored: u64 = stored.map(|p| p.scalars).sum();
+        let outputs = decoder.layers.iter().map(|l| &l.attention.output);
+        let less = stored.saturating_sub(outputs.map(Projection::scalars).sum());
+        self.projections -= less;
+        // Codes are not folded, and a float takes the same in any matrix.
+        self.weight_bytes -= self.precision.matrix_bytes(1, 1) * less;
+    }
+
     /// The most the machine gives of what a measurement demands.
     fn limit(&self, what: &str, machine: &Machine) -> f64 {
         match (what, self.precision) {

@@ -8,12 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cinder::eval::tasks::TasksResult;
-use cinder::eval::{EvalResult, Paired};
+use cinder::eval::{ComparedPerplexities, ComparedPerplexity, EvalResult, Paired, SCHEMA};
 use cinder::models::Hint;
 use serde::de::IgnoredAny;
-use serde_json::json;
 
-use super::context::{Context, Usage};
+use super::context::{Context, Usage, command_line};
 
 /// Whether two results differ by more than chance
 ///
@@ -77,13 +76,21 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let (a, b) = (&first.perplexity, &second.perplexity);
     let paired = Paired::of(&a.window_nll, &b.window_nll, context.seed.unwrap_or(0));
     let ratio = paired.difference.map(f64::exp, f64::exp);
-    let value = json!({
-        "first": { "model": first.model, "perplexity": a.perplexity, "stderr": a.stderr },
-        "second": { "model": second.model, "perplexity": b.perplexity, "stderr": b.stderr },
-        "corpus": first.corpus,
-        "nll": paired,
-        "perplexity_ratio": ratio,
-    });
+    let side = |r: &EvalResult| ComparedPerplexity {
+        model: r.model.clone(),
+        perplexity: r.perplexity.perplexity,
+        stderr: r.perplexity.stderr,
+    };
+    let result = ComparedPerplexities {
+        schema: SCHEMA,
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        first: side(&first),
+        second: side(&second),
+        corpus: first.corpus.clone(),
+        nll: paired.clone(),
+        perplexity_ratio: ratio,
+        command: command_line(),
+    };
     let line = |r: &EvalResult| {
         format!(
             "{}: perplexity {:.4} ± {:.4}",
@@ -101,7 +108,9 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         paired.pairs,
         paired.smaller,
     );
-    context.printer.result(&value, &text)?;
+    context
+        .printer
+        .result(&serde_json::to_value(&result)?, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 

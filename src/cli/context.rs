@@ -76,11 +76,12 @@ pub struct Cache {
     /// tokens (in whole sixteens) for each sequence, however long it gets; those of a prompt too, until its first new token.
     #[arg(long, value_name = "N")]
     residual_window: Option<usize>,
-    /// How attention over latents sums values: `rebuilt` first, or `summed` as latents and expanded once [default: the faster]
+    /// How attention over latents sums values: `rebuilt` first, or as latents: `summed` and expanded, or `folded` [default: the fastest]
     ///
-    /// The results differ by rounding alone.
+    /// Folded, the output projections read summed latents, of as many numbers for each head as its latent has; that is done unasked
+    /// for latents of half a head's width and less, where weights are f32. The results differ by rounding alone.
     #[arg(long, value_name = "FORM")]
-    values: Option<ValueForm>,
+    values: Option<Values>,
 }
 
 impl Cache {
@@ -111,14 +112,34 @@ impl Cache {
     }
 }
 
+/// What attention over latents sums, and what expands it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    Form(ValueForm),
+    /// Latents, which the output projections expand.
+    Folded,
+}
+
+impl std::str::FromStr for Values {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "folded" {
+            return Ok(Values::Folded);
+        }
+        let form = text.parse().map(Values::Form);
+        form.map_err(|_| format!("values are `rebuilt`, `summed` or `folded`, not `{text}`"))
+    }
+}
+
 /// How a run caches.
 #[derive(Debug, Clone, Copy)]
 pub struct Cached {
     pub format: CacheFormat,
     /// Tokens; 0 for none.
     pub residual_window: usize,
-    /// What attention over latents sums; none for the faster.
-    pub values: Option<ValueForm>,
+    /// How attention over latents sums values; none for the fastest way.
+    pub values: Option<Values>,
 }
 
 impl Cached {
@@ -206,7 +227,11 @@ impl Context {
         let mut decoder = checkpoint.load(precision, &self.device, &self.printer)?;
         decoder.set_cache_format(cached.format)?;
         decoder.set_residual_window(cached.residual_window)?;
-        decoder.set_value_form(cached.values);
+        match cached.values {
+            None => drop(decoder.fold_values_where_it_pays()?),
+            Some(Values::Folded) => decoder.fold_values()?,
+            Some(Values::Form(form)) => decoder.set_value_form(Some(form)),
+        }
         Ok(decoder)
     }
 

@@ -142,6 +142,13 @@ impl Offload {
         let Some(place) = &self.offload else {
             return Ok(None);
         };
+        if cached.values.is_some() {
+            return Err(Usage::new(
+                "`--values` is for a model in memory",
+                "leave it out: with `--offload` the faster of `rebuilt` and `summed` is taken",
+            )
+            .into());
+        }
         if !StreamedDecoder::PRECISIONS.contains(&weights) {
             return Err(Usage::new(
                 format!("blocks can not be streamed in {weights}"),

@@ -2,8 +2,11 @@
 
 mod budget;
 mod candidates;
+mod halving;
+mod measure;
+mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -11,18 +14,20 @@ use cinder::compress::calibration::OWN_TEXT;
 use cinder::compress::pipeline::{
     check, check_identity, check_places, read_identity, require_same,
 };
-use cinder::eval::{Corpus, EvalResult, WindowChoice};
+use cinder::eval::Corpus;
+use cinder::eval::search::{SEARCH_SCHEMA, SearchBudget, SearchResult};
 use cinder::models::checkpoint::{Checkpoint, OutputDirectory, SEARCH_FILE};
-use cinder::models::{Precision, ops};
+use cinder::models::ops;
 use fs_err as fs;
 use serde_json::{Value, json};
 
-use self::budget::{Budget, middle, parse_increase};
+use self::budget::{Budget, parse_increase};
 use self::candidates::{Candidate, candidates};
+pub use self::halving::NothingWithin;
+use self::halving::Search;
 use super::compress::{nothing_to_resume, parse_keep};
-use super::context::{Cached, Context};
-use super::eval::{Question, measure, parse_window, write_result};
-use super::format::{bytes, table};
+use super::context::Context;
+use super::eval::parse_window;
 use super::sweep::Maker;
 
 /// Find the best recipe within a budget
@@ -30,6 +35,7 @@ use super::sweep::Maker;
 /// Candidates are the shipped recipes (or those of `--recipe`) and variations of them in one setting each: ridges, structures,
 /// and what later blocks see of compressed ones. All are compressed to the budget and measured on a few windows of the text;
 /// the better third is measured on three times as many, and so on (successive halving, arXiv 1502.07943), until one is left.
+/// Windows that a candidate was measured on are not measured again.
 /// Candidates that are calibrated alike share statistics.
 ///
 /// `--max-ppl-increase` asks for the smallest model instead: candidates are compared at a keep ratio of 0.8, and the winner's
@@ -84,27 +90,8 @@ pub struct Args {
     overwrite: bool,
 }
 
-/// One candidate of `ETA` is kept from rung to rung, and each rung has as many times the windows.
-const ETA: usize = 3;
-/// Where candidates are compared when the budget is one of quality, and the least keep ratio that is tried then.
+/// Where candidates are compared when the budget is one of quality.
 const NOMINAL: f64 = 0.8;
-const LEAST: f64 = 0.2;
-
-/// A search that found nothing.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "no size that was tried stays within the perplexity: the largest, a keep ratio of {keep}, is at {ratio:.4} of the dense model's"
-)]
-pub struct NothingWithin {
-    keep: f64,
-    ratio: f64,
-}
-
-impl cinder::models::Hint for NothingWithin {
-    fn hint(&self) -> Option<String> {
-        Some("allow a larger `--max-ppl-increase`, or more `--steps`".into())
-    }
-}
 
 pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let checkpoint = context.open(&args.model)?;
@@ -165,30 +152,36 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
         (bisection, best) = search.smallest(&winner, best, &dense, most)?;
     }
     if let Budget::Bytes(most) = budget
-        && best["bytes_after"]
-            .as_u64()
-            .is_some_and(|bytes| bytes > most)
+        && best
+            .candidate
+            .as_ref()
+            .is_some_and(|c| c.bytes_after > most)
     {
-        anyhow::bail!("the winner takes more bytes than asked for, which should not be: {best}");
+        anyhow::bail!("the winner takes more bytes than asked for, which should not be: {best:?}");
     }
-    let keep = best["asked_keep"].as_f64().unwrap_or(NOMINAL);
+    let keep = best.candidate.as_ref().map_or(NOMINAL, |c| c.asked_keep);
     output.write("recipe.toml", winner.toml(keep).as_bytes())?;
-    let summary = json!({
-        "schema": 1,
-        "tool_version": env!("CARGO_PKG_VERSION"),
-        "model": args.model,
-        "budget": { "keep": args.keep, "bytes": args.bytes, "max_ppl_ratio": args.max_ppl_increase },
-        "dense": dense,
-        "rungs": rungs,
-        "bisection": bisection,
-        "winner": best,
-        "recipe": args.out.join("recipe.toml"),
-        "path": args.out,
-        "made_from": identity,
-    });
+    let result = SearchResult {
+        schema: SEARCH_SCHEMA,
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        model: args.model.clone(),
+        budget: SearchBudget {
+            keep: args.keep,
+            bytes: args.bytes,
+            max_ppl_ratio: args.max_ppl_increase,
+        },
+        dense,
+        rungs,
+        bisection,
+        winner: best,
+        recipe: args.out.join("recipe.toml").display().to_string(),
+        path: args.out.display().to_string(),
+        made_from: identity,
+    };
+    let summary = serde_json::to_value(&result)?;
     output.write(SEARCH_FILE, format!("{summary:#}\n").as_bytes())?;
     output.commit()?;
-    context.printer.result(&summary, &text(&summary))?;
+    context.printer.result(&summary, &table::text(&result))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -223,227 +216,4 @@ fn identity(
         "device": context.device_name,
         "instructions": ops::instructions(),
     }))
-}
-
-struct Search<'a> {
-    context: &'a Context,
-    args: &'a Args,
-    corpus: &'a Corpus,
-    checkpoint: &'a Checkpoint,
-    maker: Maker<'a>,
-    /// Where the search is being written.
-    folder: &'a Path,
-}
-
-impl Search<'_> {
-    /// Successive halving: every rung, and what is left with its last measurement.
-    fn halve(&mut self, tried: Vec<(Candidate, f64)>) -> Result<(Vec<Value>, (Candidate, Value))> {
-        let sizes = rungs(tried.len());
-        let mut left: Vec<(Candidate, f64, Value)> = tried
-            .into_iter()
-            .map(|(candidate, keep)| (candidate, keep, Value::Null))
-            .collect();
-        let mut all = Vec::new();
-        for (rung, size) in sizes.iter().enumerate() {
-            left.truncate(*size);
-            let fewer = ETA.pow((sizes.len() - 1 - rung) as u32);
-            let windows = (self.args.windows as usize / fewer).max(1);
-            self.context.printer.say(&format!(
-                "rung {} of {}: {size} candidates on {windows} windows",
-                rung + 1,
-                sizes.len()
-            ));
-            for (candidate, keep, measured) in &mut left {
-                *measured = self.tried(candidate, *keep, windows)?;
-            }
-            left.sort_by(|a, b| loss(&a.2).total_cmp(&loss(&b.2)));
-            let rows: Vec<&Value> = left.iter().map(|(.., measured)| measured).collect();
-            all.push(json!({"windows": windows, "candidates": rows}));
-        }
-        let (candidate, _, measured) = left.remove(0);
-        Ok((all, (candidate, measured)))
-    }
-
-    /// Halves in on the least keep ratio of a recipe within a ratio of perplexities: every step, and the best.
-    fn smallest(
-        &mut self,
-        winner: &Candidate,
-        first: Value,
-        dense: &Value,
-        most: f64,
-    ) -> Result<(Vec<Value>, Value)> {
-        let ratio = |measured: &Value| loss(measured) / loss(dense);
-        let (mut low, mut high) = (LEAST, 1.0);
-        let (mut best, mut largest) = (None, first.clone());
-        let (mut all, mut next) = (Vec::new(), first);
-        for step in 0..=self.args.steps {
-            let keep = next["asked_keep"].as_f64().unwrap_or(NOMINAL);
-            next["perplexity_ratio"] = json!(ratio(&next));
-            all.push(next.clone());
-            match ratio(&next) <= most {
-                true => {
-                    high = keep;
-                    best = Some(next.clone());
-                }
-                false => low = keep,
-            }
-            if keep > largest["asked_keep"].as_f64().unwrap_or(0.0) {
-                largest = next.clone();
-            }
-            let keep = middle(low, high);
-            if step == self.args.steps || keep <= low || keep >= high {
-                break;
-            }
-            self.context.printer.say(&format!(
-                "step {} of {}: a keep ratio of {keep:.4}",
-                step + 1,
-                self.args.steps
-            ));
-            next = self.tried(winner, keep, self.args.windows as usize)?;
-        }
-        let best = best.ok_or_else(|| NothingWithin {
-            keep: largest["asked_keep"].as_f64().unwrap_or(0.0),
-            ratio: ratio(&largest),
-        })?;
-        Ok((all, best))
-    }
-
-    /// Makes and measures a candidate, as far as an interrupted search has not.
-    fn tried(&mut self, candidate: &Candidate, keep: f64, windows: usize) -> Result<Value> {
-        let name = format!("{}-{keep:.4}", candidate.name);
-        let model = self.folder.join("models").join(&name);
-        let record = self.folder.join("compress").join(format!("{name}.json"));
-        if !record.is_file() || !model.is_dir() {
-            let shown = self.args.out.join("models").join(&name);
-            let recipe = candidate.recipe(keep)?;
-            self.maker.make(&name, &recipe, (&model, &shown), &record)?;
-        }
-        let compressed: Value = serde_json::from_str(&fs::read_to_string(&record)?)?;
-        let mut row = self.measured(&name, Some(&model), windows)?;
-        row["recipe"] = json!(candidate.name);
-        row["asked_keep"] = json!(keep);
-        for key in ["keep_ratio", "bytes_after", "seconds"] {
-            row[key] = compressed[key].clone();
-        }
-        Ok(row)
-    }
-
-    /// Measures a model on the first windows of the text, as far as that is not done; none is the dense one.
-    fn measured(&self, name: &str, model: Option<&Path>, windows: usize) -> Result<Value> {
-        let path = self
-            .folder
-            .join("results")
-            .join(format!("{name}-{windows}.json"));
-        if !path.is_file() {
-            let shown = match model {
-                Some(_) => self
-                    .args
-                    .out
-                    .join("models")
-                    .join(name)
-                    .display()
-                    .to_string(),
-                None => self.args.model.clone(),
-            };
-            let question = Question {
-                corpus: self.corpus,
-                window: self.args.window,
-                windows: WindowChoice::First(windows),
-                command: format!(
-                    "cinder eval ppl {shown} --text {} --window {} --windows {windows}",
-                    self.args.text, self.args.window
-                ),
-                model: shown,
-                name: None,
-            };
-            let opened = model.map(Checkpoint::open).transpose()?;
-            let checkpoint = opened.as_ref().unwrap_or(self.checkpoint);
-            let cached = Cached::declared(checkpoint);
-            let result = measure(self.context, checkpoint, Precision::F32, cached, &question)?;
-            write_result(&path, &result)?;
-        }
-        let result: EvalResult = serde_json::from_str(&fs::read_to_string(&path)?)?;
-        let p = &result.perplexity;
-        self.context.printer.say(&format!(
-            "{name}: perplexity {:.2} ± {:.2} on {windows} windows",
-            p.perplexity, p.stderr
-        ));
-        Ok(
-            json!({"name": name, "perplexity": p.perplexity, "stderr": p.stderr, "windows": windows}),
-        )
-    }
-}
-
-/// The perplexity that was measured.
-fn loss(measured: &Value) -> f64 {
-    measured["perplexity"].as_f64().unwrap_or(f64::INFINITY)
-}
-
-/// How many candidates each rung has, of so many: a third from each to the next, while there is anything to decide.
-fn rungs(candidates: usize) -> Vec<usize> {
-    let mut sizes = vec![candidates];
-    let mut left = candidates.div_ceil(ETA);
-    while left > 1 {
-        sizes.push(left);
-        left = left.div_ceil(ETA);
-    }
-    sizes
-}
-
-fn text(summary: &Value) -> String {
-    let mut out = table(&[
-        "rung",
-        "candidate",
-        "keep",
-        "bytes",
-        "windows",
-        "perplexity",
-    ]);
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let mut add = |label: String, row: &Value| {
-        out.add_row([
-            label,
-            row["recipe"].as_str().unwrap_or("dense").to_owned(),
-            row["keep_ratio"]
-                .as_f64()
-                .map_or("1".into(), |k| format!("{k:.4}")),
-            row["bytes_after"].as_u64().map_or(String::new(), bytes),
-            row["windows"].to_string(),
-            format!(
-                "{:.3} ± {:.3}",
-                loss(row),
-                row["stderr"].as_f64().unwrap_or(f64::NAN)
-            ),
-        ]);
-    };
-    add(String::new(), &summary["dense"]);
-    for (index, rung) in list(&summary["rungs"]).iter().enumerate() {
-        for row in list(&rung["candidates"]) {
-            add((index + 1).to_string(), &row);
-        }
-    }
-    for row in list(&summary["bisection"]).iter().skip(1) {
-        add("size".into(), row);
-    }
-    let best = &summary["winner"];
-    format!(
-        "{out}\n\nbest: {} at a keep ratio of {:.4}, perplexity {:.3}\nwrote {}",
-        best["recipe"].as_str().unwrap_or_default(),
-        best["keep_ratio"].as_f64().unwrap_or(1.0),
-        loss(best),
-        summary["recipe"].as_str().unwrap_or_default(),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rungs_end_with_a_choice_of_few() {
-        assert_eq!(rungs(13), [13, 5, 2]);
-        assert_eq!(rungs(9), [9, 3]);
-        assert_eq!(rungs(3), [3]);
-        assert_eq!(rungs(1), [1]);
-    }
 }

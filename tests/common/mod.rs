@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: running the program, and finding real data.
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 
+pub mod schema;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -11,20 +11,50 @@ mod substituted;
 mod tests;
 
 use cinder_models::Decoder;
+use cinder_models::cache::CacheFormat;
 use cinder_models::ops::log_sum_exp;
 use cinder_models::progress::Progress;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::perplexity::{WindowChoice, each_position, finite};
+use crate::result::ModelIdentity;
 use crate::statistics::{Estimate, doubling, percentile};
 
 pub use reference::{REFERENCE_SCHEMA, Reference, ReferenceIdentity, ReferenceQuestion};
 pub use substituted::Probe;
 
+/// What `cinder eval kl --json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DivergenceResult {
+    /// Version of this layout: [`SCHEMA`](crate::SCHEMA).
+    pub schema: u32,
+    /// Cinder's version.
+    pub tool_version: String,
+    pub model: ModelIdentity,
+    /// Type the weights were computed in, such as `f32`.
+    pub dtype: String,
+    /// How the KV cache stores what it keeps, which the model is run through.
+    #[schemars(with = "String")]
+    pub cache: CacheFormat,
+    /// Tokens that a packed cache keeps in f16 too; 0 for none.
+    pub residual_window: usize,
+    /// What the model is compared with, and on which windows of which text.
+    pub reference: ReferenceIdentity,
+    #[serde(flatten)]
+    pub divergence: Divergence,
+    /// Where it ran, such as `cpu (2 threads)`.
+    pub device: String,
+    /// The command line that made this.
+    pub command: String,
+    /// Seconds spent evaluating, without loading.
+    pub seconds: f64,
+}
+
 /// A model beside a reference, over the scored positions. Standard errors take windows as independent draws (with one window,
 /// its tokens) and are those of the paired differences.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Divergence {
     /// Kullback–Leibler divergence of the model from the reference, in nats per token.
     pub kl: Estimate,
@@ -57,7 +87,7 @@ pub struct Divergence {
 }
 
 /// Means over a range of positions of all windows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AtPositions {
     /// Tokens before the first position of the range.
     pub first: u64,

@@ -9,6 +9,7 @@ use cinder_models::checkpoint::sha256;
 use cinder_models::ops::log_sum_exp;
 use cinder_models::progress::Progress;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ pub const REFERENCE_SCHEMA: u32 = 1;
 const KEY: &str = "cinder_reference";
 
 /// Which predictions these are.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReferenceIdentity {
     /// Version of the file's layout.
     pub schema: u32,
@@ -41,6 +42,7 @@ pub struct ReferenceIdentity {
     /// Type the weights were computed in.
     pub dtype: String,
     /// How the KV cache stored what it kept.
+    #[schemars(with = "String")]
     pub cache: CacheFormat,
 }
 

@@ -9,17 +9,46 @@ mod detokenize;
 use std::time::Instant;
 
 use cinder_models::Decoder;
+use cinder_models::cache::CacheFormat;
 use cinder_models::progress::Progress;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::perplexity::token_losses_after;
+use crate::result::{CorpusIdentity, ModelIdentity};
 use crate::statistics::Estimate;
 
 pub use detokenize::{Detokenizer, wikitext_pages, words};
 
+/// What `cinder eval rolling --json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RollingResult {
+    /// Version of this layout: [`SCHEMA`](crate::SCHEMA).
+    pub schema: u32,
+    /// Cinder's version.
+    pub tool_version: String,
+    pub model: ModelIdentity,
+    pub corpus: CorpusIdentity,
+    /// Type the weights were computed in, such as `f32`.
+    pub dtype: String,
+    /// How the KV cache stores what it keeps, which the model is run through.
+    #[schemars(with = "String")]
+    pub cache: CacheFormat,
+    /// Tokens that a packed cache keeps in f16 too; 0 for none.
+    pub residual_window: usize,
+    #[serde(flatten)]
+    pub rolling: Rolling,
+    /// Where it ran, such as `cpu (2 threads)`.
+    pub device: String,
+    /// The command line that made this.
+    pub command: String,
+    /// Seconds spent evaluating, without loading.
+    pub seconds: f64,
+}
+
 /// The result of [`rolling`], over all documents.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rolling {
     /// exp of the negative log-likelihood per word.
     pub word_perplexity: f64,

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::nn::RmsNorm;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::{Observer, RotaryTable, Site, norm};
 use crate::cache::{CacheFormat, DenseCache, LatentCache, LayerCache};
@@ -52,7 +52,7 @@ impl Attention {
     }
 
     /// The first stage of [`Attention::forward`]: from the normalised `[batch, tokens, hidden]` to the input of the output
-    /// projection, `[batch * tokens, heads * head_dim]`.
+    /// projection, `[batch * tokens, heads * head_dim]` (of weighted latents where they are folded into it).
     pub fn mix(
         &self,
         normed: Tensor<3>,
@@ -76,7 +76,7 @@ impl Attention {
             }
         };
         let q = rotary.rotate(heads(&self.q_norm));
-        let mixed = match &self.latent {
+        match &self.latent {
             None => {
                 let k = rotary.rotate(heads(&self.k_norm)).swap_dims(1, 2);
                 let v = heads(&None).swap_dims(1, 2);
@@ -89,7 +89,8 @@ impl Attention {
                         (k.cast(dtype), v.cast(dtype), tokens)
                     }
                 };
-                ops::attention(q, k, v, keys, rotary.mask())
+                let mixed = ops::attention(q, k, v, keys, rotary.mask());
+                mixed.reshape([(batch * tokens) as i32, -1])
             }
             Some(latent) => {
                 // Without a cache, one is made for these tokens alone: whatever it rounds is part of the model.
@@ -100,10 +101,30 @@ impl Attention {
                 let latents = latent.latents(flat).unwrap_or(read);
                 let rank = latents.dims()[1];
                 cache.append(latents.reshape([batch, tokens, rank]));
-                latent.attend(q, cache, self.k_norm.as_ref(), rotary)
+                latent.narrowed(latent.attend(q, cache, self.k_norm.as_ref(), rotary))
             }
+        }
+    }
+
+    /// Folds the expansions of the layer's values into its output projection; a layer without latents has none.
+    ///
+    /// # Errors
+    /// Why it can not be done.
+    pub(super) fn fold_values(&mut self) -> Result<(), String> {
+        if let Some(latent) = &mut self.latent {
+            self.output = latent.fold_values(&self.output, self.head_dim)?;
+        }
+        Ok(())
+    }
+
+    /// Whether folding makes decoding faster and no prompt slower, and rounds no more than the weights do.
+    pub(super) fn folding_pays(&self) -> bool {
+        let weight = match &self.output {
+            Projection::Dense(linear) => linear.weight.val(),
+            _ => return false,
         };
-        mixed.reshape([(batch * tokens) as i32, -1])
+        let latent = self.latent.as_ref();
+        weight.dtype() == DType::F32 && latent.is_some_and(|l| l.folding_pays(self.head_dim))
     }
 
     /// An empty cache for this layer, with room for `capacity` tokens.

@@ -159,6 +159,37 @@ impl Decoder {
         latents.for_each(|latent| latent.value_form = form);
     }
 
+    /// Folds the expansions of values into the output projections, which then read weighted latents: `rank` inputs for each head
+    /// in place of its width (Palu, arXiv 2407.21118, §3.2). For running a model only: it can no longer be compressed or exported.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with the first layer where it can not be done; those before it are folded, and compute the same.
+    pub fn fold_values(&mut self) -> Result<()> {
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let folded = layer.attention.fold_values();
+            folded.map_err(|why| {
+                Error::Request(format!("values of layer {index} can not be folded: {why}"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// [`Decoder::fold_values`] in the layers where it makes decoding faster, no prompt slower, and is done in f32: those with
+    /// latents of half a head's width and less. Returns their number.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::fold_values`].
+    pub fn fold_values_where_it_pays(&mut self) -> Result<usize> {
+        let mut folded = 0;
+        for layer in &mut self.layers {
+            if layer.attention.folding_pays() {
+                layer.attention.fold_values().map_err(Error::Request)?;
+                folded += 1;
+            }
+        }
+        Ok(folded)
+    }
+
     /// Final hidden states `[batch, tokens, hidden]` of `ids` `[batch][tokens]`, after the last norm.
     ///
     /// With a cache the tokens follow those already in it, and their keys and values are added.

@@ -32,9 +32,12 @@ pub struct GroupHeads {
     /// What weighted values are summed from; the faster form where none is set.
     #[module(skip)]
     pub value_form: Option<ValueForm>,
+    /// Whether the output projection reads weighted latents: see [`GroupHeads::narrowed`].
+    #[module(skip)]
+    pub(super) folded: bool,
     /// The expansions as the attention kernel multiplies them, made when they are first needed.
     #[module(skip)]
-    prepared: Expansions,
+    pub(super) prepared: Expansions,
 }
 
 impl GroupHeads {
@@ -49,6 +52,7 @@ impl GroupHeads {
             values,
             joint,
             value_form: None,
+            folded: false,
             prepared: Expansions::default(),
         };
         let total: usize = heads.ranks().iter().sum();
@@ -74,6 +78,7 @@ impl GroupHeads {
             values: vec![values],
             joint: true,
             value_form: None,
+            folded: false,
             prepared: Expansions::default(),
         }
     }

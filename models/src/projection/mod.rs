@@ -2,6 +2,7 @@
 
 mod basis;
 mod expansions;
+mod folded;
 mod group;
 mod group_head;
 mod identity;

@@ -8,6 +8,7 @@ mod tables;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 pub(crate) use parts::download;
+pub(crate) use sections::table;
 
 use crate::chart::{self, Place};
 use crate::compression::{Compressed, wording as say};

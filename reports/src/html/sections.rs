@@ -41,7 +41,8 @@ pub(crate) fn section(section: &Section, made_by: Option<&str>) -> Markup {
     }
 }
 
-fn table(table: &Table, label: &str) -> Markup {
+/// A table of any kind that readers can sort; the label is for those who hear it.
+pub(crate) fn table(table: &Table, label: &str) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-label=(label) {
             table.general data-sortable {

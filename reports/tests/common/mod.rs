@@ -4,7 +4,9 @@
 
 use cinder_eval::{CorpusIdentity, EvalResult, ModelIdentity, Perplexity};
 use cinder_models::checkpoint::{SiteRecord, Spectra};
-use cinder_reports::{CompressedSite, Compression, Details, Evaluation, Results, Sourced};
+use cinder_reports::{
+    CompressedSite, Compression, Details, Evaluation, Measurement, Results, Sourced,
+};
 use serde_json::{Value, json};
 
 const DENSE_SCALARS: u64 = 106_168_320;
@@ -314,6 +316,10 @@ pub fn everything() -> Results {
         details.bytes = Some((538_000_000, 460_000_000));
         details.dtype = Some("f32".to_owned());
         details.source = Some(("smollm2".to_owned(), fake_hash("smollm2")));
+        details.recipe = compression.recipe.as_ref().filter(|name| *name == "skipcat").map(|name| {
+            json!({"name": name, "calibration": {"corpus": "boolq:calibration", "windows": 64, "window": 2048},
+                "passes": [{"pass": "skipcat", "keep": compression.keep_ratio, "sensitivity": null}]})
+        });
         details.calibration = Some(("boolq:calibration".to_owned(), fake_hash("boolq"), 64, 2048));
     }
     let models: Vec<_> = results
@@ -350,6 +356,7 @@ pub fn everything() -> Results {
     )];
     results.spectra = vec![spectra("low-rank", false), spectra("skipcat", true)];
     results.speculations = vec![speculation()];
+    results.sensitivities = vec![sensitivity()];
     results
 }
 
@@ -465,6 +472,35 @@ fn spectra(recipe: &str, shared: bool) -> Sourced<Spectra> {
             "recipe": recipe, "spectra": all,
         }),
     )
+}
+
+/// Eight layers of four sites; of one nothing was saved.
+pub fn sensitivity() -> Measurement {
+    let estimate = |mean: f64| json!({"mean": mean, "stderr": 0.03 * mean});
+    let mut sites = Vec::new();
+    for layer in 0..8u32 {
+        for (index, site) in ["qkv", "o", "gate_up", "down"].into_iter().enumerate() {
+            let kl =
+                0.002 * (1.0 + 0.4 * index as f64) * (1.0 + (f64::from(layer) - 3.5).powi(2) / 4.0);
+            let saved = if (layer, site) == (7, "o") {
+                0
+            } else {
+                250_000 * (index as u64 + 1)
+            };
+            sites.push(json!({"layer": layer, "site": site, "scalars": 1_769_472, "scalars_saved": saved, "kl": estimate(kl),
+                "kl_per_scalar": (saved > 0).then(|| kl / saved as f64), "top1_agreement": 1.0 - 5.0 * kl,
+                "perplexity_ratio": estimate(1.0 + kl), "predicted_loss": 1.1 * kl, "error": 0.2}));
+        }
+    }
+    let dense = evaluation("smollm2", None, 1.0, 19.1).result;
+    let result = json!({"schema": 1, "tool_version": "0.1.0", "model": dense.model, "perturbation": {"kind": "frontier", "keep": 0.5},
+        "corpus": dense.corpus, "ids_sha256": fake_hash("ids"), "window": 2048, "window_indices": [0, 1, 2, 3], "top_k": 64,
+        "device": "cpu (2 threads)", "command": "cinder sensitivity smollm2 --text wiki.test.raw --out sensitivity.json",
+        "seconds": 400.0, "sites": sites});
+    Measurement {
+        file: "sensitivity.json".into(),
+        result: serde_json::from_value(result).expect("the layout is known"),
+    }
 }
 
 /// Two drafts in two shapes at two bandwidths, beside plain decoding.

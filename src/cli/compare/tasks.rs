@@ -4,29 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use cinder::eval::Paired;
 use cinder::eval::tasks::{DocumentScores, TaskResult, TasksResult};
+use cinder::eval::{ComparedModel, ComparedTask, ComparedTasks, Paired, SCHEMA};
 use cinder::models::checkpoint::sha256;
-use serde::Serialize;
-use serde_json::json;
 
 use super::{NoResult, different};
-use crate::cli::context::Context;
+use crate::cli::context::{Context, command_line};
 use crate::cli::format::table;
-
-/// One task of both.
-#[derive(Serialize)]
-struct Compared {
-    first: f64,
-    second: f64,
-    /// Of being right, document by document: 0 or 1.
-    acc: Paired,
-    /// The same by log-likelihood per character, where that is counted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    acc_norm: Option<Paired>,
-    /// Of the log-likelihood of the right answer, in nats.
-    gold_log_likelihood: Paired,
-}
 
 pub fn run(
     context: &Context,
@@ -68,7 +52,7 @@ pub fn run(
             .iter()
             .chain(&other)
             .all(|d| d.is_right_norm().is_some());
-        let entry = Compared {
+        let entry = ComparedTask {
             first: one.metrics.acc,
             second: second.tasks[name].metrics.acc,
             acc: paired(&|d| hit(d.is_right())),
@@ -103,16 +87,23 @@ pub fn run(
             paired.larger.to_string(),
         ]);
     }
-    let value = json!({
-        "first": { "model": first.model },
-        "second": { "model": second.model },
-        "tasks": compared,
-    });
     let text = format!(
         "first: {}\nsecond: {}\n{rows}",
         first.model.name, second.model.name
     );
-    context.printer.result(&value, &text)?;
+    let result = ComparedTasks {
+        schema: SCHEMA,
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        first: ComparedModel { model: first.model },
+        second: ComparedModel {
+            model: second.model,
+        },
+        tasks: compared,
+        command: command_line(),
+    };
+    context
+        .printer
+        .result(&serde_json::to_value(&result)?, &text)?;
     Ok(())
 }
 

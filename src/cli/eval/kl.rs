@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use cinder::eval::divergence::{Divergence, Reference, ReferenceQuestion};
-use cinder::eval::{Corpus, Estimate, WindowChoice};
+use cinder::eval::divergence::{Divergence, DivergenceResult, Reference, ReferenceQuestion};
+use cinder::eval::{Corpus, Estimate, SCHEMA, WindowChoice};
 use cinder::models::checkpoint::Checkpoint;
 use cinder::models::{Decoder, Precision};
 use comfy_table::Table;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{parse_window, parse_windows};
 use crate::cli::context::{Cache, Cached, Context, Usage, Weights, command_line, identity};
@@ -82,22 +82,21 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let start = Instant::now();
     let divergence = Divergence::measure(&decoder, &tokens, &reference, &context.printer)?;
     let seconds = start.elapsed().as_secs_f64();
-    let mut value = serde_json::to_value(&divergence)?;
-    let about = json!({
-        "tool_version": env!("CARGO_PKG_VERSION"),
-        "model": identity(&checkpoint, weights, model, None)?,
-        "dtype": weights.name(),
-        "cache": cached.format,
-        "residual_window": cached.residual_window,
-        "reference": reference.identity,
-        "device": context.device_name,
-        "command": command_line(),
-        "seconds": seconds,
-    });
-    if let (Value::Object(value), Value::Object(about)) = (&mut value, about) {
-        value.extend(about);
-    }
-    context.printer.result(&value, &text(&divergence))?;
+    let result = DivergenceResult {
+        schema: SCHEMA,
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        model: identity(&checkpoint, weights, model, None)?,
+        dtype: weights.name().into(),
+        cache: cached.format,
+        residual_window: cached.residual_window,
+        reference: reference.identity,
+        divergence,
+        device: context.device_name.clone(),
+        command: command_line(),
+        seconds,
+    };
+    let (value, text) = (serde_json::to_value(&result)?, text(&result.divergence));
+    context.printer.result(&value, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use cinder::eval::rolling::{Detokenizer, Rolling, RollingDocument, rolling, wikitext_pages};
-use serde_json::{Value, json};
+use cinder::eval::SCHEMA;
+use cinder::eval::rolling::{
+    Detokenizer, Rolling, RollingDocument, RollingResult, rolling, wikitext_pages,
+};
 
 use super::parse_window;
 use crate::cli::context::{Cache, Context, Usage, Weights, command_line, identity};
@@ -71,7 +73,7 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     let decoder = context.decoder(&checkpoint, args.weights.weights, cached, length)?;
     let start = Instant::now();
     let printer = &context.printer;
-    let result = rolling(
+    let rolling = rolling(
         &decoder,
         &documents,
         args.window,
@@ -81,22 +83,21 @@ pub fn run(context: &Context, args: Args) -> Result<ExitCode> {
     )?;
     let seconds = start.elapsed().as_secs_f64();
     let tokens = documents.iter().map(|d| d.ids.len() as u64).sum();
-    let mut value = serde_json::to_value(&result)?;
-    let about = json!({
-        "tool_version": env!("CARGO_PKG_VERSION"),
-        "model": identity(&checkpoint, args.weights.weights, &args.model, None)?,
-        "corpus": corpus.identity(tokens),
-        "dtype": args.weights.weights.name(),
-        "cache": cached.format,
-        "residual_window": cached.residual_window,
-        "device": context.device_name,
-        "command": command_line(),
-        "seconds": seconds,
-    });
-    if let (Value::Object(value), Value::Object(about)) = (&mut value, about) {
-        value.extend(about);
-    }
-    context.printer.result(&value, &text(&result))?;
+    let result = RollingResult {
+        schema: SCHEMA,
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        model: identity(&checkpoint, args.weights.weights, &args.model, None)?,
+        corpus: corpus.identity(tokens),
+        dtype: args.weights.weights.name().into(),
+        cache: cached.format,
+        residual_window: cached.residual_window,
+        rolling,
+        device: context.device_name.clone(),
+        command: command_line(),
+        seconds,
+    };
+    let (value, text) = (serde_json::to_value(&result)?, text(&result.rolling));
+    context.printer.result(&value, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -281,6 +281,77 @@ fn logits_do_not_depend_on_how_tokens_come() {
     }
 }
 
+/// Values folded into the output projection give the logits of values that are not, whatever is cached and however tokens come.
+#[test]
+fn folded_values_give_the_same_logits() {
+    let (_folder, path) = model(Some(CacheFormat::F32));
+    let plain = load(&path, Precision::F32);
+    let inputs = |decoder: &Decoder| {
+        let layers = decoder.layers.iter();
+        layers
+            .map(|l| l.attention.output.shape().1)
+            .collect::<Vec<_>>()
+    };
+    for [basis, form] in [[false, false], [true, false], [false, true], [true, true]] {
+        let mut plain = plain.clone();
+        for layer in &mut plain.layers {
+            let attention = &mut layer.attention;
+            attention.output = match basis {
+                // Biases reach the output through the factors.
+                true => {
+                    let (basis, expansion) = (random([48, 20]), random([20, 32]));
+                    Projection::LowRank(LowRank::new(basis, expansion, Some(random([32]))))
+                }
+                false => dense(48, 32, form.then(|| random([32]))).into(),
+            };
+        }
+        let mut folded = plain.clone();
+        folded.fold_values().expect("ranks of at most 8");
+        // Two query heads for each key head, in groups of two and one.
+        assert_eq!(inputs(&folded), [2 * (2 * 7 + 4), 2 * (2 * 6 + 3)]);
+        folded.set_value_form(form.then_some(crate::ops::ValueForm::Rebuilt));
+        for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8] {
+            plain.set_cache_format(format).expect("latents");
+            folded.set_cache_format(format).expect("latents");
+            for size in [1, 21] {
+                let off = distance(&logits(&folded, size), &logits(&plain, size));
+                // Whole weights of eight bits' codes round what the folded ones do not.
+                let most = if format == CacheFormat::Q8 {
+                    3e-4
+                } else {
+                    1e-4
+                };
+                assert!(off < most, "{format}, {size} at a time: {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn values_are_folded_unasked_where_it_pays() {
+    let (_folder, path) = model(None);
+    let mut decoder = load(&path, Precision::F32);
+    // The second layer's ranks are 6 and 3, of heads of 8.
+    assert_eq!(decoder.fold_values_where_it_pays().expect("sound"), 0);
+    let narrow = heads([5, 3], [4, 2], false);
+    decoder.layers[0].attention.latent = Some(narrow);
+    assert_eq!(decoder.fold_values_where_it_pays().expect("sound"), 1);
+    assert_eq!(decoder.fold_values_where_it_pays().expect("sound"), 0);
+    let mut wide = load(&path, Precision::F32);
+    wide.layers[1].attention.latent = Some(heads([9, 3], [9, 3], true));
+    let error = wide.fold_values().expect_err("wide").to_string();
+    assert_eq!(
+        error,
+        "values of layer 1 can not be folded: its values have a latent of 9, more than the 8 of a head"
+    );
+    let mut codes = load(&path, Precision::Q8);
+    let error = codes.fold_values().expect_err("codes").to_string();
+    assert_eq!(
+        error,
+        "values of layer 0 can not be folded: its output projection is stored as quantized, which values can not be folded into"
+    );
+}
+
 /// Logits behind 300 tokens, `size` at a time.
 fn long_logits(decoder: &Decoder, size: usize) -> Vec<f32> {
     let ids: Vec<u32> = (0..300).map(|i| (i * 7 + i / 5) % 60 + 1).collect();

@@ -41,8 +41,13 @@ impl std::str::FromStr for Depth {
 
 /// Levels that are never exceeded: the depth of the published system.
 const DEEPEST: usize = 48;
-/// The first try.
-const FIRST: usize = 4;
+/// Levels of the first try, however long they take.
+pub(super) const FIRST: usize = 4;
+/// What the first try may take for more levels, of the target's pass over one token: where that is long, being wrong about
+/// the first draft costs little, and another shallow one would.
+const FIRST_SHARE: f64 = 1.0 / 3.0;
+/// The probability of the likeliest leaf below which the first try goes no deeper.
+const FIRST_STOP: f64 = 1.0 / 16.0;
 /// Rounds between plain ones that measure what speculation is compared with.
 const PLAIN_EVERY: usize = 64;
 /// Plain rounds before the first new try, and at most.
@@ -56,6 +61,8 @@ pub(super) struct Plan {
     pub depth: usize,
     /// See [`Round::stop`](super::Round::stop).
     pub stop: Option<f64>,
+    /// Seconds after which no level is begun, but for the first [`FIRST`].
+    pub seconds: Option<f64>,
 }
 
 /// What a round took and gave.
@@ -82,7 +89,8 @@ pub(super) struct Planner {
     plain: Mean,
     /// Seconds of drafting a level.
     level: Mean,
-    /// Whether nothing was drafted yet: the first draft brings the weights into memory, and says nothing of later ones.
+    /// Whether nothing was drafted yet: the first draft brings the weights into memory, and says nothing of later ones unless
+    /// it is long.
     cold: bool,
     /// Seconds of a round that are neither.
     overhead: Mean,
@@ -120,7 +128,11 @@ impl Planner {
 
     /// The next round, of at most `most` levels.
     pub fn plan(&mut self, most: usize) -> Plan {
-        let auto = |depth: usize| Plan { depth, stop: None };
+        let auto = |depth: usize| Plan {
+            depth,
+            stop: None,
+            seconds: None,
+        };
         if let Depth::Fixed(depth) = self.depth {
             return auto(depth.min(most));
         }
@@ -134,7 +146,11 @@ impl Planner {
             return auto(0);
         }
         if self.level.is_empty() {
-            return auto(FIRST.min(most));
+            return Plan {
+                depth: most,
+                stop: Some(FIRST_STOP.ln()),
+                seconds: Some(FIRST_SHARE * self.plain.value),
+            };
         }
         let depth = self.best(most);
         if depth == 0 {
@@ -151,6 +167,7 @@ impl Planner {
         Plan {
             depth,
             stop: Some(self.stop(depth)),
+            seconds: None,
         }
     }
 
@@ -204,7 +221,7 @@ impl Planner {
         }
         if outcome.asked {
             // A drafter that has nothing to say has taken its time all the same.
-            if !std::mem::take(&mut self.cold) {
+            if !std::mem::take(&mut self.cold) || outcome.levels > FIRST {
                 self.level
                     .add(outcome.draft_seconds / outcome.levels.max(1) as f64);
             }
@@ -297,7 +314,11 @@ mod tests {
             let mut planner = Planner::new(depth, 1);
             let (mut seconds, mut given) = (0.0, 0);
             while given < tokens {
-                let plan = planner.plan(tokens - given - 1);
+                let mut plan = planner.plan(tokens - given - 1);
+                if let Some(seconds) = plan.seconds {
+                    let levels = (seconds / self.level) as usize;
+                    plan.depth = plan.depth.min(levels.max(FIRST));
+                }
                 let stays = |_: &usize| rng.random::<f64>() < self.alpha;
                 let accepted = (0..plan.depth).take_while(stays).count();
                 // Machines are not steady.
@@ -362,8 +383,9 @@ mod tests {
         assert_eq!(
             planner.plan(30),
             Plan {
-                depth: FIRST,
-                stop: None
+                depth: 30,
+                stop: Some(FIRST_STOP.ln()),
+                seconds: Some(FIRST_SHARE)
             }
         );
         for _ in 0..50 {

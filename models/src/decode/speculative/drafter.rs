@@ -1,5 +1,7 @@
 //! What proposes tokens.
 
+use std::time::Instant;
+
 use super::tree::Tree;
 use crate::cache::KvCache;
 use crate::decode::{Sampler, chance::Chance};
@@ -20,6 +22,22 @@ pub struct Round<'a> {
     pub chance: Option<&'a mut dyn Chance>,
     /// Below this logarithm of the probability of the likeliest leaf, another level costs more than it wins.
     pub stop: Option<f64>,
+    /// When to leave it at the levels there are.
+    pub pause: Option<Pause>,
+}
+
+/// A moment after which no level is begun, but for the first `levels`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pause {
+    pub levels: usize,
+    pub at: Instant,
+}
+
+impl Pause {
+    /// Whether a draft of so many levels is to be left at that.
+    pub fn is_due(&self, levels: usize) -> bool {
+        levels >= self.levels && Instant::now() >= self.at
+    }
 }
 
 /// Proposes what may follow a text. What it proposes decides how fast text comes, never which.

@@ -17,7 +17,7 @@ mod tree;
 mod verify;
 
 pub use depth::Depth;
-pub use drafter::{Drafter, Round};
+pub use drafter::{Drafter, Pause, Round};
 pub use model_draft::ModelDrafter;
 pub use ngram::NGramDrafter;
 pub use run::{SpeculationSettings, speculate};

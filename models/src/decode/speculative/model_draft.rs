@@ -156,7 +156,9 @@ impl Drafter for ModelDrafter<'_> {
                 .iter()
                 .map(|l| l.likely)
                 .fold(f64::NEG_INFINITY, f64::max);
-            if level == depth || round.stop.is_some_and(|stop| likeliest < stop) {
+            let enough = round.stop.is_some_and(|stop| likeliest < stop)
+                || round.pause.is_some_and(|pause| pause.is_due(level));
+            if level == depth || enough {
                 break;
             }
             rows = levels.next(&tree, held)?;

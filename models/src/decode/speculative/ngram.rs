@@ -25,7 +25,11 @@ impl Drafter for NGramDrafter {
         if let Some(next) = continuation(text, self.longest) {
             // A repetition shorter than the draft is repeated.
             let repeated = text[next..].iter().cycle();
-            for (node, token) in repeated.take(round.depth).enumerate() {
+            // Levels take no time here, but nothing yet says what they are worth.
+            let levels = round
+                .pause
+                .map_or(round.depth, |pause| pause.levels.min(round.depth));
+            for (node, token) in repeated.take(levels).enumerate() {
                 tree.push(node, *token);
             }
         }

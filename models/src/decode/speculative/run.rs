@@ -1,11 +1,11 @@
 //! Rounds of drafting and verifying.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::depth::{Depth, Outcome, Planner};
-use super::drafter::{Drafter, Round};
+use super::depth::{Depth, FIRST, Outcome, Plan, Planner};
+use super::drafter::{Drafter, Pause, Round};
 use super::statistics::Speculation;
 use super::traversal::traversal;
 use super::tree::Tree;
@@ -136,7 +136,7 @@ impl Run<'_> {
         let begun = Instant::now();
         let tree = match plan.depth {
             0 => Tree::new(self.text[past]),
-            depth => self.draft(depth, plan.stop)?,
+            _ => self.draft(plan)?,
         };
         let draft_seconds = begun.elapsed().as_secs_f64();
         self.cache.truncate(past);
@@ -161,17 +161,21 @@ impl Run<'_> {
         Ok((tree, verdict, outcome))
     }
 
-    fn draft(&mut self, depth: usize, stop: Option<f64>) -> Result<Tree> {
+    fn draft(&mut self, plan: Plan) -> Result<Tree> {
         let seed = self.settings.sampling.seed;
         let mut keyed = Keyed::new(seed, Purpose::Draft, self.text.len());
         let drawn = self.settings.verification != Verification::Match;
         self.drafter.draft(Round {
             tokens: &self.text,
             cache: &mut self.cache,
-            depth,
+            depth: plan.depth,
             sampler: &self.sampler,
             chance: drawn.then_some(&mut keyed as &mut dyn Chance),
-            stop,
+            stop: plan.stop,
+            pause: plan.seconds.map(|seconds| Pause {
+                levels: FIRST,
+                at: Instant::now() + Duration::from_secs_f64(seconds),
+            }),
         })
     }
 
