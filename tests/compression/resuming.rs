@@ -11,7 +11,12 @@ use super::{Bench, PASSES, family, files, kv_low_rank};
 fn a_killed_run_resumes_to_the_same_bytes() {
     let bench = Bench::new();
     let model = family("tiny-qwen3");
-    let passes = format!("{}\n[[passes]]\n{}", PASSES[6].1, kv_low_rank(0.5, ""));
+    // The head's codes are written with the frame.
+    let passes = format!(
+        "{}\nsites = ['qkv', 'gate_up', 'down']\n[[passes]]\n{}\n[[passes]]\npass = 'substitute'\nsites = ['o']\nhead_bits = 8",
+        PASSES[6].1,
+        kv_low_rank(0.5, "")
+    );
     let recipe = bench.recipe("frontier", &passes, "propagate = 'block'");
     let start = Instant::now();
     bench.compress(&model, &recipe, "whole", &[]).json();
