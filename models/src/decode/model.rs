@@ -65,6 +65,12 @@ pub trait LanguageModel {
         cache: &mut KvCache,
     ) -> Result<Tensor<2>>;
 
+    /// Seconds that any pass takes at least, as far as passes have shown: where blocks are streamed, the mean time they were
+    /// waited for.
+    fn least_seconds(&self) -> Option<f64> {
+        None
+    }
+
     /// Next-token logits `[rows, vocab]`.
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         self.decoder().logits(hidden)

@@ -283,6 +283,11 @@ impl LanguageModel for StreamedDecoder {
         }
         outcome
     }
+
+    fn least_seconds(&self) -> Option<f64> {
+        let passes = self.counts.passes;
+        (passes > 0).then(|| self.counts.waited.as_secs_f64() / passes as f64)
+    }
 }
 
 /// What stays in memory.

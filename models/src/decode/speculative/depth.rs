@@ -48,6 +48,8 @@ pub(super) const FIRST: usize = 4;
 const FIRST_SHARE: f64 = 1.0 / 3.0;
 /// The probability of the likeliest leaf below which the first try goes no deeper.
 const FIRST_STOP: f64 = 1.0 / 16.0;
+/// The part of a pass over a draft that reading has to be for a pass over one token to be taken for as long as reading is.
+const READING: f64 = 0.8;
 /// Rounds between plain ones that measure what speculation is compared with.
 const PLAIN_EVERY: usize = 64;
 /// Plain rounds before the first new try, and at most.
@@ -87,6 +89,8 @@ pub(super) struct Planner {
     width: usize,
     /// Seconds of a target's pass over one token.
     plain: Mean,
+    /// See [`Planner::expect`].
+    expected: Option<f64>,
     /// Seconds of drafting a level.
     level: Mean,
     /// Whether nothing was drafted yet: the first draft brings the weights into memory, and says nothing of later ones unless
@@ -112,6 +116,7 @@ impl Planner {
             depth,
             width,
             plain: Mean::default(),
+            expected: None,
             level: Mean::default(),
             cold: true,
             overhead: Mean::default(),
@@ -126,6 +131,11 @@ impl Planner {
         }
     }
 
+    /// What any pass of the target takes at least, where that is known before one over a single token was seen.
+    pub fn expect(&mut self, least_seconds: Option<f64>) {
+        self.expected = least_seconds;
+    }
+
     /// The next round, of at most `most` levels.
     pub fn plan(&mut self, most: usize) -> Plan {
         let auto = |depth: usize| Plan {
@@ -137,8 +147,20 @@ impl Planner {
             return auto(depth.min(most));
         }
         let most = most.min(DEEPEST);
-        if most == 0 || self.plain.is_empty() || self.since_plain >= PLAIN_EVERY {
+        let first = |target: f64| Plan {
+            depth: most,
+            stop: Some(FIRST_STOP.ln()),
+            seconds: Some(FIRST_SHARE * target),
+        };
+        if most == 0 || self.since_plain >= PLAIN_EVERY {
             return auto(0);
+        }
+        if self.plain.is_empty() {
+            // A pass that is mostly reading need not be seen over one token.
+            return match self.expected {
+                Some(least) if self.verify.is_empty() => first(least),
+                _ => auto(0),
+            };
         }
         if self.rest > 0 {
             self.rest -= 1;
@@ -146,11 +168,7 @@ impl Planner {
             return auto(0);
         }
         if self.level.is_empty() {
-            return Plan {
-                depth: most,
-                stop: Some(FIRST_STOP.ln()),
-                seconds: Some(FIRST_SHARE * self.plain.value),
-            };
+            return first(self.plain.value);
         }
         let depth = self.best(most);
         if depth == 0 {
@@ -218,6 +236,10 @@ impl Planner {
             self.since_plain = 0;
         } else {
             self.since_plain += 1;
+            let least = self.expected.filter(|_| self.plain.is_empty());
+            if let Some(least) = least.filter(|least| *least > READING * outcome.verify_seconds) {
+                self.plain.add(least);
+            }
         }
         if outcome.asked {
             // A drafter that has nothing to say has taken its time all the same.
@@ -277,6 +299,10 @@ impl Line {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.weight == 0.0
+    }
+
     /// Never downhill: more nodes do not take less time but by chance.
     fn slope(&self) -> f64 {
         let spread = self.weight * self.xx - self.x * self.x;
@@ -309,9 +335,10 @@ mod tests {
 
     impl World {
         /// Seconds a token, of `tokens`.
-        fn play(self, depth: Depth, tokens: usize) -> f64 {
+        fn play(self, depth: Depth, tokens: usize, least: Option<f64>) -> f64 {
             let mut rng = ChaCha8Rng::seed_from_u64(3);
             let mut planner = Planner::new(depth, 1);
+            planner.expect(least);
             let (mut seconds, mut given) = (0.0, 0);
             while given < tokens {
                 let mut plan = planner.plan(tokens - given - 1);
@@ -354,16 +381,37 @@ mod tests {
                             alpha,
                         };
                         let depths = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48];
-                        let fixed = depths.map(|d| world.play(Depth::Fixed(d), 2000));
+                        let fixed = depths.map(|d| world.play(Depth::Fixed(d), 2000, None));
                         let best = fixed.into_iter().fold(plain, f64::min);
-                        let auto = world.play(Depth::Auto, 2000);
-                        let what = format!("{node} {level} {alpha}: {auto} but {best} of {plain}");
-                        assert!(auto < 1.2 * best, "{what}");
-                        assert!(auto < 1.06 * plain, "{what}");
+                        // Nothing is known of a pass; or what reading takes of it: all, or little.
+                        for least in [None, Some(0.95 * plain), Some(0.05 * plain)] {
+                            let auto = world.play(Depth::Auto, 2000, least);
+                            let what =
+                                format!("{node} {level} {alpha}: {auto} but {best} of {plain}");
+                            assert!(auto < 1.2 * best, "{what}");
+                            assert!(auto < 1.06 * plain, "{what}");
+                        }
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn text_from_a_slow_target_is_drafted_from_the_start() {
+        let world = World {
+            plain: 1.0,
+            node: 0.001,
+            level: 0.01,
+            alpha: 1.0,
+        };
+        let plain_first = world.play(Depth::Auto, 40, None);
+        let at_once = world.play(Depth::Auto, 40, Some(0.95));
+        // Two passes in place of three.
+        assert!(
+            40.0 * (plain_first - at_once) > 0.9,
+            "{plain_first} {at_once}"
+        );
     }
 
     #[test]

@@ -76,6 +76,7 @@ pub fn speculate(
     if !ended {
         run.drafter.prepare(prompt)?;
         let logits = prefill(run.target, prompt, settings.prefill_chunk, &mut run.cache)?;
+        planner.expect(run.target.least_seconds());
         let first = run.sampler.sample(&logits, prompt.len())?;
         run.statistics.prefill_seconds = start.elapsed().as_secs_f64();
         ended = give(&mut run, first)?;
