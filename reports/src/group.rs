@@ -19,6 +19,9 @@ const REPEATABILITY: f64 = 5e-3;
 /// How far a model's dense size, `scalars / keep ratio`, may lie from the reference's: rounding of the ratio only.
 const LINEAGE: f64 = 1e-2;
 
+/// How many times dearer counts as no dearer on a Pareto front.
+const SAME_COST: f64 = 1.005;
+
 /// What perplexity is drawn against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Axis {
@@ -125,14 +128,20 @@ impl<'a> Group<'a> {
         matches!(self.axis, Axis::Scoring | Axis::Decoding)
     }
 
-    /// Indices of the rows that no other is at least as good as on both axes and better on one.
+    /// Indices of the rows that no other is at least as good as on both axes and better on one. On the x axis less than
+    /// half a percent is no difference: budgets are met to the nearest rank, and speeds are measured.
     pub fn front(&self) -> Vec<usize> {
-        let sign = if self.more_is_better() { -1.0 } else { 1.0 };
-        let place = |row: &Row<'_>| (sign * self.x(row), row.result.perplexity.perplexity);
+        let place = |row: &Row<'_>| {
+            let x = self.x(row);
+            let cost = if self.more_is_better() { 1.0 / x } else { x };
+            (cost, row.result.perplexity.perplexity)
+        };
         let beaten = |row: &Row<'_>| {
             let own = place(row);
             self.rows.iter().map(place).any(|other| {
-                other.0 <= own.0 && other.1 <= own.1 && (other.0 < own.0 || other.1 < own.1)
+                let no_dearer = other.0 <= SAME_COST * own.0;
+                let cheaper = SAME_COST * other.0 < own.0;
+                (no_dearer && other.1 < own.1) || (cheaper && other.1 <= own.1)
             })
         };
         let rows = self.rows.iter().enumerate();

@@ -73,7 +73,7 @@ pub(crate) fn chart_note(group: &Group<'_>) -> String {
     }
     if group.has_front() {
         note.push_str(
-            " Ringed and joined in grey: the Pareto front, where nothing is better on both axes.",
+            " Ringed and joined in grey: the Pareto front, where nothing is better on both axes (across, by half a percent or more).",
         );
     }
     if group.dense().is_none() {
