@@ -196,6 +196,11 @@ pub fn peak_resident_bytes() -> Option<u64> {
     field(Path::new("/proc/self/status"), "VmHWM:").map(|kilobytes| 1024 * kilobytes)
 }
 
+/// Makes [`peak_resident_bytes`] count from here on; whether the system does that.
+pub fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// What one control group, a line of `/proc/self/cgroup`, and those above it leave to take.
 fn group_left(line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':');

@@ -1,5 +1,6 @@
 //! What compressing itself took: time by stage, and memory.
 
+use super::table::Head;
 use super::{Drawn, Section, Table, Value, finite};
 use crate::chart::Words;
 use crate::chart::bars::{Bar, Bars, Panel};
@@ -36,6 +37,21 @@ pub(super) fn section(models: &[Compressed<'_>]) -> Result<Option<Section>, Repo
             .map(|(_, s)| s)
             .sum()
     };
+    // The data of the chart has a line for each stage; what is read has one for each model.
+    let mut read = Table::new(&[("model", "model", "")]);
+    read.heads.extend(stages.iter().map(|stage| Head {
+        key: "seconds",
+        name: (*stage).to_owned(),
+        unit: "s",
+        number: true,
+    }));
+    let rest = Table::new(&[
+        ("total_seconds", "whole run", "s"),
+        ("peak_rss_bytes", "peak memory", "MB"),
+        ("bytes_before", "weights before", "MB"),
+        ("bytes_after", "weights after", "MB"),
+    ]);
+    read.heads.extend(rest.heads);
     let mut table = Table::new(&[
         ("model", "model", ""),
         ("stage", "stage", ""),
@@ -57,17 +73,24 @@ pub(super) fn section(models: &[Compressed<'_>]) -> Result<Option<Section>, Repo
             continue;
         }
         let values: Vec<f64> = stages.iter().map(|stage| of(model, stage)).collect();
-        for (stage, seconds) in stages.iter().zip(&values) {
-            table.rows.push(vec![
-                Value::Text(model.label.clone()),
-                Value::Text((*stage).to_owned()),
-                Value::Number(*seconds, number::fixed(*seconds, 1)),
-                Value::optional(model.record.seconds, |s| number::fixed(s, 1)),
-                megabytes(details.peak_rss_bytes),
-                megabytes(details.bytes.map(|bytes| bytes.0)),
-                megabytes(details.bytes.map(|bytes| bytes.1)),
-            ]);
+        let label = || Value::Text(model.label.clone());
+        let seconds = |seconds: &f64| Value::Number(*seconds, number::fixed(*seconds, 1));
+        let rest = [
+            Value::optional(model.record.seconds, |s| number::fixed(s, 1)),
+            megabytes(details.peak_rss_bytes),
+            megabytes(details.bytes.map(|bytes| bytes.0)),
+            megabytes(details.bytes.map(|bytes| bytes.1)),
+        ];
+        for (stage, value) in stages.iter().zip(&values) {
+            let stage = Value::Text((*stage).to_owned());
+            let mut row = vec![label(), stage, seconds(value)];
+            row.extend(rest.clone());
+            table.rows.push(row);
         }
+        let mut row = vec![label()];
+        row.extend(values.iter().map(seconds));
+        row.extend(rest);
+        read.rows.push(row);
         if shown.contains(&index) {
             bars.push(Bar {
                 label: model.label.clone(),
@@ -105,7 +128,7 @@ pub(super) fn section(models: &[Compressed<'_>]) -> Result<Option<Section>, Repo
                        their statistics, so the first pays for all."
             .into(),
         figures: vec![Drawn::bars("compression-time", &chart, &table)?],
-        tables: vec![(String::new(), table)],
+        tables: vec![(String::new(), read)],
         commands: Vec::new(),
         files: timed.iter().map(|m| m.record.file.display().to_string()).collect(),
     }))

@@ -14,6 +14,7 @@ use super::measure::possible;
 use crate::cli::compress::{calibration_text, outcome_json, spectra};
 use crate::cli::context::Context;
 use crate::cli::eval::write_lines;
+use crate::cli::memory::{peak_resident_bytes, reset_peak};
 
 /// Where the singular values go that a recipe's analyses found, beside the record of a model: they are the same at every keep
 /// ratio.
@@ -72,7 +73,9 @@ impl<'a> Maker<'a> {
             tool_version: env!("CARGO_PKG_VERSION").into(),
             threads: context.threads,
         };
+        let counted = reset_peak();
         let outcome = compress(&job, &context.device, &context.printer)?;
+        let peak = peak_resident_bytes().filter(|_| counted);
         if let Some(spectra) = spectra(self.checkpoint, &outcome)? {
             write_lines(&spectra_beside(record, recipe), &[spectra])?;
         }
@@ -80,6 +83,7 @@ impl<'a> Maker<'a> {
             context.printer.warn(warning);
         }
         let mut value = outcome_json(&outcome);
+        value["peak_rss_bytes"] = json!(peak);
         value["path"] = json!(shown);
         value["cache_formats"] = json!(possible(&Checkpoint::open(folder)?));
         let unfinished = record.with_extension("new");
