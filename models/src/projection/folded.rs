@@ -25,6 +25,9 @@ impl GroupHeads {
         output: &Projection,
         head_dim: usize,
     ) -> Result<Projection, String> {
+        if self.folded {
+            return Ok(output.clone());
+        }
         if let Some(rank) = self.value_ranks().find(|rank| *rank > head_dim) {
             return Err(format!(
                 "its values have a latent of {rank}, more than the {head_dim} of a head"

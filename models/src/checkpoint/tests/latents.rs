@@ -309,6 +309,7 @@ fn folded_values_give_the_same_logits() {
         folded.fold_values().expect("ranks of at most 8");
         // Two query heads for each key head, in groups of two and one.
         assert_eq!(inputs(&folded), [2 * (2 * 7 + 4), 2 * (2 * 6 + 3)]);
+        folded.fold_values().expect("changes nothing");
         folded.set_value_form(form.then_some(crate::ops::ValueForm::Rebuilt));
         for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8] {
             plain.set_cache_format(format).expect("latents");
